@@ -88,5 +88,5 @@ def _pull_push(colour: Tensor, weight: Tensor) -> Tensor:
     sums = functional.avg_pool2d(colour * weight, 2, ceil_mode=True)
     mean = sums / pooled.clamp_min(torch.finfo(pooled.dtype).tiny)
     coarse = _pull_push(mean, (4 * pooled).clamp_max(1))
-    fine = functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
-    return torch.lerp(fine, colour, weight)
+    fine = functional.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+    return torch.lerp(fine[..., :height, :width], colour, weight)
