@@ -262,7 +262,7 @@ def test_other_bad_arguments_are_refused() -> None:
         losses.foreground_l1(one, one, one)
     with pytest.raises(ValueError, match=r"H and W at least 2\^scales = 16, got scales 4 and \(1, 3, 8, 8\)"):
         losses.gradient_loss(one, one, scales=4)
-    with pytest.raises(ValueError, match="scales must be at least 1 .* got scales 0"):
+    with pytest.raises(ValueError, match=r"scales must be at least 1 .* got scales 0"):
         losses.gradient_loss(one, one, scales=0)
     with pytest.raises(ValueError, match="both tensors must have one shape"):
         losses.lpips_loss(SquaredDistance(), one, one[..., :4])
