@@ -79,7 +79,7 @@ def test_save_png_refuses_other_shapes(tmp_path: Path) -> None:
 
 def test_psd_has_two_layers_and_a_real_mask(image: TwoLayerImage, tmp_path: Path) -> None:
     save_psd(tmp_path / "layers.psd", image)
-    document = PSDread(tmp_path / "layers.psd")
+    document = PSDImage.open(tmp_path / "layers.psd")
     background, foreground = document  # bottom to top
     assert [background.name, foreground.name] == ["background", "foreground"]
     assert document.size == (20, 14)
@@ -96,7 +96,7 @@ def test_psd_has_two_layers_and_a_real_mask(image: TwoLayerImage, tmp_path: Path
 def test_psd_flattens_to_composed_png(image: TwoLayerImage, tmp_path: Path) -> None:
     save_layers(tmp_path, image)
     composed = pixels(read(tmp_path / "composed.png"))
-    document = PSDread(tmp_path / "layers.psd")
+    document = PSDImage.open(tmp_path / "layers.psd")
     assert (pixels(document.topil().convert("RGB")) - composed).abs().max() <= 2  # the stored merged picture
     flattened = document.composite(ignore_preview=True)  # psd-tools' own rendering of the layers
     assert (pixels(flattened.convert("RGB")) - composed).abs().max() <= 2
@@ -106,7 +106,7 @@ def test_psd_flattens_to_composed_png(image: TwoLayerImage, tmp_path: Path) -> N
 def test_psd_of_an_empty_and_a_full_mask(image: TwoLayerImage, tmp_path: Path, value: float) -> None:
     limit = TwoLayerImage(image.foreground, image.background, torch.full_like(image.mask, value))
     save_psd(tmp_path / "layers.psd", limit)
-    merged = pixels(PSDread(tmp_path / "layers.psd").topil().convert("RGB"))
+    merged = pixels(PSDImage.open(tmp_path / "layers.psd").topil().convert("RGB"))
     layer = image.foreground if value else image.background
     assert (merged - (layer[0] * 255).round().int()).abs().max() <= 1
 
@@ -169,7 +169,7 @@ def test_sheet_wraps_any_prompt(image: TwoLayerImage, tmp_path: Path, prompt: st
     assert strip.min() == 255  # nothing runs over the right edge
 
 
-@pytest.mark.parametrize(("size", "longest"), [((14, 20), 256), ((400, 300), 400), ((700, 1400), 512), ((200, 300), 300)])
+@pytest.mark.parametrize(("size", "longest"), [((14, 20), 256), ((200, 300), 300), ((700, 1400), 512)])
 def test_sheet_panels_keep_the_shape(tmp_path: Path, size: tuple[int, int], longest: int) -> None:
     height, width = size
     save_sheet(tmp_path / "sheet.png", TwoLayerImage.from_stack(torch.zeros(1, 7, height, width)))
