@@ -13,7 +13,9 @@ from torch import Tensor
 from .schedule import ScheduleConfig, add_noise
 
 if TYPE_CHECKING:
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 Callback = Callable[[int, int, Tensor], None]
 """Called after each step with its number from 1, their total, and the latents, not to be edited. To cancel, raise."""
@@ -79,7 +81,7 @@ def sample_ddim(
     Raises:
         ValueError: A number is out of range, or a tensor's shape, dtype, device or values do not fit.
     """
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     _check_steps(schedule, steps)
     scheduler = DDIMScheduler(
@@ -115,7 +117,7 @@ def sample_dpmpp(
 
     Arguments, result and errors are those of ``sample_ddim``.
     """
-    from diffusers import DPMSolverMultistepScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     _check_steps(schedule, steps)
     scheduler = DPMSolverMultistepScheduler(**_beta_arguments(schedule), timestep_spacing="linspace")

@@ -277,7 +277,7 @@ def _set_clip_splitting(tokenizer: "Tokenizer") -> None:
 
 def _clip_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> "Tokenizer":
     """Builds CLIP's tokenizer from its vocabulary and merges."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
 
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix=WORD_END, unk_token=END_TOKEN))
     _set_clip_splitting(tokenizer)
@@ -289,7 +289,7 @@ def _clip_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
     )
     space = "\u0120"  # how byte-level BPE writes a space
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(WORD_END, space), decoders.ByteLevel(), decoders.Strip(" ", 0, 1)]
+        [decoders.Replace(WORD_END, space), decoders.ByteLevel(), decoders.Replace(Regex(" $"), "")]
     )
     return tokenizer
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 NORM_GROUPS = 32
 
@@ -73,7 +73,7 @@ def build_unet(config: UNetConfig) -> "UNet2DConditionModel":
     It maps latents (N, C, h, w), timesteps and text (N, L, cross_attention_dim) to a prediction (N, C, h, w). Its keys
     are diffusers', so that any tool that reads Stable Diffusion's diffusers folders reads these weights.
     """
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention_levels)
     up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention_levels))
