@@ -1,4 +1,4 @@
-"""One-file checkpoints in safetensors (the paper publishes no weights and fixes no format: the layout is our choice)."""
+"""One-file checkpoints in safetensors (the paper fixes no format and publishes no weights: this layout is a choice)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .unet import UNetConfig, build_unet
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 FORMAT_VERSION = "1"
 BUNDLED_MODEL = "text2layer-mini.safetensors"
@@ -141,7 +141,7 @@ def save_checkpoint(path: str | Path, model: Text2LayerModel, dtype: torch.dtype
         temporary.chmod(mode)
         temporary.replace(path)
     except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {_one_line(error)}") from error
+        raise OSError(f"cannot write {path}: {one_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -161,19 +161,19 @@ def load_checkpoint(
             or if keys are missing, unexpected or wrongly shaped (all of them are named).
     """
     path = Path(path)
-    _check_is_safetensors(path)
+    check_is_safetensors(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             model = _build_model(path, handle.metadata() or {})
             found = {key: tuple(handle.get_slice(key).get_shape()) for key in handle.keys()}  # noqa: SIM118
-            _check_keys(path, {key: tuple(tensor.shape) for key, tensor in _state(model)}, found)
+            check_keys(str(path), {key: tuple(tensor.shape) for key, tensor in _state(model)}, found)
             for prefix, part in _parts(model):
                 keys = [key for key in found if key.startswith(prefix)]
                 tensors = {key.removeprefix(prefix): _cast(handle.get_tensor(key), device, dtype) for key in keys}
                 part.load_state_dict(tensors, strict=True, assign=True)
                 part.to(device=device, dtype=dtype).eval()
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or damaged: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} is truncated or damaged: {one_line(error)}") from error
     return model
 
 
@@ -184,14 +184,33 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         CheckpointError: as `load_checkpoint`.
     """
     path = Path(path)
-    _check_is_safetensors(path)
+    check_is_safetensors(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             metadata: Mapping[str, str] = handle.metadata() or {}
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or damaged: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} is truncated or damaged: {one_line(error)}") from error
     _check_version(path, metadata)
     return {name: _json(path, metadata, f"text2layer.{name}") for name in ("config", "card")}
+
+
+def check_keys(source: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the shapes of tensors by name.
+
+    Raises:
+        CheckpointError: naming every missing, every unexpected and every wrongly shaped tensor of `source`.
+    """
+    missing = sorted(set(expected) - set(found))
+    unexpected = sorted(set(found) - set(expected))
+    shapes = [
+        f"{key} {found[key]} instead of {expected[key]}"
+        for key in sorted(set(expected) & set(found))
+        if expected[key] != found[key]
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
+    problems = [f"{kind} ({len(keys)}): {', '.join(keys)}" for kind, keys in kinds if keys]
+    if problems:
+        raise CheckpointError(f"{source} does not fit its config; {'; '.join(problems)}")
 
 
 def _parts(model: Text2LayerModel) -> Iterator[tuple[str, nn.Module]]:
@@ -243,7 +262,12 @@ def _metadata(model: Text2LayerModel) -> dict[str, str]:
     return dict(zip(METADATA_KEYS, values, strict=True))
 
 
-def _check_is_safetensors(path: Path) -> None:
+def check_is_safetensors(path: Path) -> None:
+    """Look at the first bytes of a file.
+
+    Raises:
+        CheckpointError: if there is no such file, or it is a folder, empty, pickled or anything but safetensors.
+    """
     if path.is_dir():
         raise CheckpointError(f"a model must be a .safetensors file, {path} is a folder")
     if not path.is_file():
@@ -282,17 +306,17 @@ def _build_model(path: Path, metadata: Mapping[str, str]) -> Text2LayerModel:
         external = text_config.get("clip") if text_config else None
         text_encoder = None
         if text_config and external is None:
-            parsed = _parse(TextEncoderConfig, text_config)
+            parsed = parse_config(TextEncoderConfig, text_config)
             text_encoder = TextEncoder(parsed, metadata["text2layer.tokenizer"])
         with torch.device("meta"):
-            autoencoder = CaT2IAutoencoder(_parse(AutoencoderConfig, config["autoencoder"]))
-            unet = None if config["unet"] is None else build_unet(_parse(UNetConfig, config["unet"]))
-        schedule = _parse(ScheduleConfig, config["schedule"])
+            autoencoder = CaT2IAutoencoder(parse_config(AutoencoderConfig, config["autoencoder"]))
+            unet = None if config["unet"] is None else build_unet(parse_config(UNetConfig, config["unet"]))
+        schedule = parse_config(ScheduleConfig, config["schedule"])
         return Text2LayerModel(autoencoder, unet, text_encoder, schedule, card, external)
     except KeyError as error:
         raise CheckpointError(f"{path} has no {error} in its metadata") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} has a damaged config: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} has a damaged config: {one_line(error)}") from error
 
 
 def _json(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
@@ -307,8 +331,12 @@ def _json(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     return value
 
 
-def _parse(kind: type[_T], values: dict[str, Any]) -> _T:
-    """A config from its JSON: lists become tuples, fields that the file leaves out take their defaults."""
+def parse_config(kind: type[_T], values: dict[str, Any]) -> _T:
+    """A config from its JSON: lists become tuples, fields that the file leaves out take their defaults.
+
+    Raises:
+        ValueError: if a field is unknown, or one without default is missing.
+    """
     known = {item.name: item for item in fields(kind)}
     unknown = sorted(set(values) - set(known))
     missing = sorted(
@@ -321,23 +349,10 @@ def _parse(kind: type[_T], values: dict[str, Any]) -> _T:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _check_keys(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    missing = sorted(set(expected) - set(found))
-    unexpected = sorted(set(found) - set(expected))
-    shapes = [
-        f"{key} {found[key]} instead of {expected[key]}"
-        for key in sorted(set(expected) & set(found))
-        if expected[key] != found[key]
-    ]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
-    problems = [f"{kind} ({len(keys)}): {', '.join(keys)}" for kind, keys in kinds if keys]
-    if problems:
-        raise CheckpointError(f"{path} does not fit its own config; {'; '.join(problems)}")
-
-
 def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
     return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of another library's error, without its line breaks."""
     return " ".join(str(error).split())

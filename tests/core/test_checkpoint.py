@@ -228,7 +228,7 @@ def test_every_wrong_key_is_in_the_one_message(saved: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(saved)
     assert str(caught.value) == (
-        f"{saved} does not fit its own config; missing (1): autoencoder.quant_conv.bias; "
+        f"{saved} does not fit its config; missing (1): autoencoder.quant_conv.bias; "
         "unexpected (1): autoencoder.extra; wrong shape (1): unet.conv_in.weight (2, 3) instead of (32, 4, 3, 3)"
     )
 
