@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -242,12 +242,10 @@ class Text2LayerPipeline:
         seed: int,
         layers: TwoLayerImage | None,
     ) -> _Request:
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or not all(isinstance(text, str) for text in prompts):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"prompt must be a string or several, got {prompt!r}")
+        prompts = _prompts(prompt)
         height, width = self._size(height, width, layers)
         if layers is not None and len(layers) not in (1, len(prompts)):
-            raise ValueError(f"layers must hold 1 or {len(prompts)} pictures, as many as prompts, got {len(layers)}")
+            raise ValueError(f"layers must hold one picture, or one per prompt ({len(prompts)}), got {len(layers)}")
         last = MAX_SEED + 1 - len(prompts)
         if type(seed) is not int or not 0 <= seed <= last:
             raise ValueError(f"seed must be an integer in [0, {last}], got {seed!r}")
@@ -279,6 +277,14 @@ def _device(device: str | torch.device) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be one that this machine has, got {str(device)!r}")
     return found
+
+
+def _prompts(prompt: object) -> list[str]:
+    several = cast("list[object]", list(prompt)) if isinstance(prompt, list | tuple) else [prompt]
+    texts = [text for text in several if isinstance(text, str)]
+    if not texts or len(texts) != len(several):
+        raise ValueError(f"prompt must be a string or a list of them, got {prompt!r}")
+    return texts
 
 
 def _check_side(name: str, value: int) -> None:
