@@ -1,0 +1,166 @@
+"""Where samples come from: one interface for every source, and a cache of decoded samples."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from train.icons.source import IconsConfig, IconSource
+from train.icons.sprites import load_sprites
+from train.samples import LayeredBatch
+from train.shards import ShardsConfig, ShardSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The samples to train on.
+
+    Attributes:
+        source: "icons" or "shards"; the section of that name must be there.
+        size: pixels a side.
+        seed: of the data's own choices.
+        icons: the icon scenes.
+        shards: WebDataset shards of layered pictures.
+    """
+
+    source: Literal["icons", "shards"]
+    size: int
+    seed: int = 0
+    icons: IconsConfig | None = None
+    shards: ShardsConfig | None = None
+
+
+class Source(Protocol):
+    """Samples by index: the same index gives the same sample on every machine and at every batch size."""
+
+    size: int
+
+    def batch(self, start: int, count: int, device: torch.device | str = "cpu") -> LayeredBatch:
+        """Samples start, ..., start + count - 1."""
+        ...
+
+    def captions(self, start: int, count: int) -> list[str]:
+        """Their captions alone."""
+        ...
+
+
+def open_source(config: DataConfig, split: Literal["train", "held_out"] = "train") -> Source:
+    """Opens the configured source.
+
+    Args:
+        config: which one.
+        split: training samples, or those never trained on.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: its section is missing, or its files are.
+    """
+    if config.source == "icons":
+        if config.icons is None:
+            raise ValueError("data with source icons must have a section icons, got none")
+        return IconSource(load_sprites(expand(config.icons.cache)), config.icons, config.size, config.seed, split)
+    if config.shards is None:
+        raise ValueError("data with source shards must have a section shards, got none")
+    return ShardSource(config.shards, config.size, config.seed, split)
+
+
+def expand(path: str) -> Path:
+    """A path from a config, "~" resolved."""
+    return Path(path).expanduser()
+
+
+class ArrayCache:
+    """Arrays of known shapes on disk, filled in order once; stopping in between loses at most one block."""
+
+    def __init__(self, folder: Path, count: int, shapes: dict[str, tuple[tuple[int, ...], str]], key: object) -> None:
+        """Opens or makes the cache.
+
+        Args:
+            folder: of its files.
+            count: rows.
+            shapes: array name -> (row shape, numpy dtype).
+            key: what the content depends on (plain values); another key starts afresh.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._state_path = folder / "state.json"
+        self.count, self.filled = count, 0
+        key = json.loads(json.dumps([key, count]))
+        if self._state_path.is_file():
+            state: dict[str, Any] = json.loads(self._state_path.read_text())
+            self.filled = int(state["filled"]) if state["key"] == key else 0
+        self._key = key
+        self.arrays: dict[str, np.ndarray] = {}
+        for name, (shape, dtype) in shapes.items():
+            path = folder / f"{name}.npy"
+            mode = "r+" if self.filled and path.is_file() else "w+"
+            self.arrays[name] = np.lib.format.open_memmap(path, mode, dtype=dtype, shape=(count, *shape))
+
+    def store(self, rows: dict[str, np.ndarray]) -> None:
+        """Appends a block of rows."""
+        end = self.filled + len(next(iter(rows.values())))
+        for name, values in rows.items():
+            self.arrays[name][self.filled : end] = values
+        self.filled = end
+        temporary = self._state_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"key": self._key, "filled": self.filled}))
+        temporary.replace(self._state_path)
+
+
+def epoch_rows(seed: int, start: int, count: int, rows: int) -> np.ndarray:
+    """Rows of samples start, ... where `rows` cached samples are seen in a new order every epoch."""
+    indices = np.arange(start, start + count)
+    epochs, offsets = np.divmod(indices, rows)
+    order = {int(epoch): np.random.default_rng((seed, int(epoch))).permutation(rows) for epoch in np.unique(epochs)}
+    return np.array([order[int(epoch)][offset] for epoch, offset in zip(epochs, offsets, strict=True)])
+
+
+class CachedSource:
+    """The first samples of a source, drawn once as bytes on disk, then seen in a new order every epoch."""
+
+    def __init__(self, source: Source, folder: Path, count: int, config: DataConfig, device: torch.device | str) -> None:
+        """Fills the cache where it is not full yet, with a progress bar.
+
+        Args:
+            source: what to cache.
+            folder: where.
+            count: how many samples.
+            config: of the source; another one starts afresh.
+            device: where to draw them.
+        """
+        self._seed, self.size = config.seed, source.size
+        shape = (7, source.size, source.size)
+        self._cache = ArrayCache(folder, count, {"stack": (shape, "uint8")}, asdict(config))
+        with tqdm(total=count, initial=self._cache.filled, desc="cache", unit="image", file=sys.stderr) as bar:
+            while self._cache.filled < count:
+                block = min(64, count - self._cache.filled)
+                stack = source.batch(self._cache.filled, block, device).stack
+                self._cache.store({"stack": (stack * 255).round().byte().cpu().numpy()})
+                bar.update(block)
+        self._captions = source.captions(0, count)
+
+    def batch(self, start: int, count: int, device: torch.device | str = "cpu") -> LayeredBatch:
+        """Samples start, ..., start + count - 1 of the endless reordering."""
+        rows = epoch_rows(self._seed, start, count, self._cache.count)
+        stack = torch.from_numpy(self._cache.arrays["stack"][rows]).to(device).float() / 255
+        return LayeredBatch(stack, [self._captions[row] for row in rows])
+
+    def captions(self, start: int, count: int) -> list[str]:
+        """Their captions alone."""
+        return [self._captions[row] for row in epoch_rows(self._seed, start, count, self._cache.count)]
+
+
+def sample_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise that belongs to the samples: (len(indices), *shape) on the CPU."""
+    rows = [np.random.default_rng((seed, 2, index)).standard_normal(shape, np.float32) for index in indices]
+    return torch.from_numpy(np.stack(rows))

@@ -1,0 +1,1 @@
+"""The data source `icons`: vector icons with exact alpha over procedural scenes, captioned by a grammar."""

@@ -1,0 +1,251 @@
+"""Trains CaT2I-AE (paper, eq. 3 and 4): `python -m train.train_autoencoder --config FILE`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from text2layer_core import losses
+from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
+from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
+from text2layer_core.compositing import blend
+from text2layer_core.schedule import ScheduleConfig
+from torch import Tensor, nn
+
+from train.data import CachedSource, DataConfig, Source, expand, open_source, sample_noise
+from train.engine import Objective, Part, TrainingConfig
+from train.launch import launch
+from train.pictures import save_grid
+
+_SHEET_ROWS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of L = L_img + lambda L_mask (eq. 3, 4) and of what we add; the defaults are the paper's.
+
+    Attributes:
+        mask: lambda.
+        perceptual: "lpips" (the package `lpips`, whose weights it needs), its stated substitute "gradient"
+            (`losses.gradient_loss`), or "none".
+        perceptual_weight: times the perceptual term of each of F, B, I.
+        adversarial: weight of the patch-adversarial term, before LDM's adaptive factor; 0 trains no discriminator.
+        adversarial_from: images before it sets in.
+        kl: weight of the KL term per pixel value, LDM's 1e-6.
+        foreground_by_area: the foreground's L1 normalised by the mask's area (ours) instead of over the whole picture.
+        foreground_outside: with foreground_by_area, weight of F's L1 over the whole picture (the padded colour).
+        composition: weight of |I - compose(F^, B^, m^)| (ours).
+        consistency: weight of |I^ - compose(F^, B^, m^)| (ours).
+    """
+
+    mask: float = 1.0
+    perceptual: Literal["lpips", "gradient", "none"] = "lpips"
+    perceptual_weight: float = 1.0
+    adversarial: float = 0.5
+    adversarial_from: int = 0
+    kl: float = 1e-6
+    foreground_by_area: bool = False
+    foreground_outside: float = 0.1
+    composition: float = 0.0
+    consistency: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTrainingConfig:
+    """The whole config file.
+
+    Attributes:
+        run: run folder, outside the checkout.
+        cached: samples drawn once to disk and seen again in new orders; 0 draws every sample afresh.
+    """
+
+    run: str
+    data: DataConfig
+    autoencoder: AutoencoderConfig
+    training: TrainingConfig
+    losses: LossConfig = field(default_factory=LossConfig)
+    cached: int = 0
+
+
+@dataclass
+class AutoencoderBatch:
+    """One part: truth (n, 7, H, W), latent noise (n, C, h, w), and the pictures that the autoencoder made of it."""
+
+    stack: Tensor
+    noise: Tensor
+    reconstructions: list[Tensor] = field(default_factory=list[Tensor])
+
+
+class AutoencoderObjective(nn.Module):
+    """The autoencoder's losses."""
+
+    def __init__(self, autoencoder: CaT2IAutoencoder, config: LossConfig, discriminator: nn.Module | None) -> None:
+        """The discriminator is looked through, not trained."""
+        super().__init__()
+        self.autoencoder = autoencoder
+        self._config = config
+        self._discriminator = (discriminator,)  # in a tuple, so that it is no submodule
+        self._perceptual = (_lpips() if config.perceptual == "lpips" and config.perceptual_weight else None,)
+
+    def forward(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
+        """The sum "loss" and its terms."""
+        config = self._config
+        foreground, background, mask = batch.stack.split([3, 3, 1], dim=1)
+        distribution, outputs = self.autoencoder(
+            batch.stack, lambda d: d.mean + torch.exp(0.5 * d.logvar) * batch.noise
+        )
+        outputs = {name: output.float() for name, output in outputs.items()}
+        truths = {"foreground": foreground, "background": background, "composed": blend(foreground, background, mask)}
+        pictures = [name for name in truths if name in outputs]
+        terms: dict[str, Tensor] = {}
+        for name in pictures:
+            terms[name] = losses.reconstruction_l1(outputs[name], truths[name])
+        if config.foreground_by_area:
+            terms["foreground"] = (losses.foreground_l1(outputs["foreground"], foreground, mask)
+                                   + config.foreground_outside * terms["foreground"])
+        if config.perceptual_weight and config.perceptual != "none":
+            terms["perceptual"] = config.perceptual_weight * torch.stack(
+                [self._perceptual_loss(outputs[name], truths[name], mask if name == "foreground" else None)
+                 for name in pictures]).sum()
+        terms["mask"] = config.mask * losses.mask_loss(outputs["mask"], mask, foreground, background)
+        pixel_values = batch.stack[:, :3].numel() / len(batch.stack)
+        terms["kl"] = config.kl / pixel_values * losses.kl_loss(distribution.mean.float(), distribution.logvar.float())
+        composition = blend(outputs["foreground"], outputs["background"], outputs["mask"])
+        if config.composition:
+            terms["composition"] = config.composition * losses.reconstruction_l1(composition, truths["composed"])
+        if config.consistency and "composed" in outputs:
+            terms["consistency"] = config.consistency * losses.reconstruction_l1(outputs["composed"], composition)
+        discriminator = self._discriminator[0]
+        if discriminator is not None:
+            batch.reconstructions = [outputs[name].detach() for name in pictures]
+            terms["adversarial"] = self._adversarial(discriminator, outputs, pictures, terms)
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def _perceptual_loss(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Of one picture; the foreground's is looked at where it shows, when its L1 is."""
+        if mask is not None and self._config.foreground_by_area:
+            prediction, target = prediction * mask, target * mask
+        network = self._perceptual[0]
+        if network is None:
+            return losses.gradient_loss(prediction, target)
+        return losses.lpips_loss(network, prediction, target)
+
+    def _adversarial(
+        self, discriminator: nn.Module, outputs: Mapping[str, Tensor], pictures: Sequence[str],
+        terms: Mapping[str, Tensor],
+    ) -> Tensor:
+        for parameter in discriminator.parameters():
+            parameter.requires_grad_(False)
+        total = torch.zeros((), device=outputs["mask"].device)
+        for name in pictures:
+            adversarial = losses.generator_hinge_loss(discriminator(outputs[name]))
+            head = cast("nn.Module", self.autoencoder.heads[name])
+            last = cast("Tensor", cast("nn.Conv2d", head.conv2).weight)
+            weight = losses.adaptive_weight(terms[name], adversarial, last)
+            total = total + self._config.adversarial * weight * adversarial
+        for parameter in discriminator.parameters():
+            parameter.requires_grad_(True)
+        return total
+
+
+class DiscriminatorObjective(nn.Module):
+    """LDM's patch discriminator on true and reconstructed F, B and I."""
+
+    def __init__(self, composed_head: bool) -> None:
+        """One discriminator for all pictures; the paper is silent."""
+        super().__init__()
+        self.discriminator = losses.PatchDiscriminator()
+        self._composed_head = composed_head
+
+    def forward(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
+        """The hinge loss."""
+        foreground, background, mask = batch.stack.split([3, 3, 1], dim=1)
+        real = [foreground, background, *([blend(foreground, background, mask)] if self._composed_head else [])]
+        loss = losses.discriminator_hinge_loss(
+            self.discriminator(torch.cat(real)), self.discriminator(torch.cat(batch.reconstructions))
+        )
+        return {"loss": loss}
+
+
+class AutoencoderTask:
+    """What `engine.fit` trains."""
+
+    def __init__(self, config: AutoencoderTrainingConfig, source: Source) -> None:
+        """Builds the networks with the current seed."""
+        self._config, self._source = config, source
+        self.autoencoder = CaT2IAutoencoder(config.autoencoder)
+        objectives: list[Objective] = []
+        discriminator = None
+        if config.losses.adversarial:
+            discriminator = DiscriminatorObjective(config.autoencoder.composed_head)
+            objectives.append(Objective("discriminator", discriminator))
+        critic = discriminator.discriminator if discriminator is not None else None
+        objectives.insert(0, Objective("autoencoder", AutoencoderObjective(self.autoencoder, config.losses, critic)))
+        self.objectives: Sequence[Objective] = objectives
+        self.ema_of: nn.Module = self.autoencoder
+
+    def batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
+        """Samples and their latent noise."""
+        stack = self._source.batch(part.start, part.count, device).stack
+        side = self._source.size // self._config.autoencoder.downscale
+        shape = (self._config.autoencoder.latent_channels, side, side)
+        noise = sample_noise(self._config.training.seed, range(part.start, part.start + part.count), shape)
+        return AutoencoderBatch(stack, noise.to(device))
+
+    @torch.no_grad()
+    def sheet(self, path: Path, images: int, device: torch.device) -> None:
+        """Truth above reconstruction: composed, foreground, background, mask of a few samples."""
+        truth = self._source.batch(0, _SHEET_ROWS, device).image
+        decoded = self.autoencoder.decode(self.autoencoder.encode(truth).mode()).layers
+        rows = [row for image in (truth, decoded) for row in (
+            blend(image.foreground, image.background, image.mask), image.foreground, image.background,
+            image.mask.expand(-1, 3, -1, -1))]
+        save_grid(path, rows)
+
+    def export(self, path: Path, images: int) -> None:
+        """The autoencoder alone, in one file."""
+        card: dict[str, Any] = {"images": images, "resolution": self._config.data.size,
+                                "seed": self._config.training.seed, "stage": "autoencoder"}
+        save_checkpoint(path, Text2LayerModel(self.autoencoder, None, None, ScheduleConfig(), card))
+
+    def load_weights(self, path: Path) -> int:
+        """The autoencoder's weights of any checkpoint of the same shape."""
+        model = load_checkpoint(path)
+        if model.autoencoder.config != self._config.autoencoder:
+            raise ValueError(f"--init-from must hold the configured autoencoder, got {model.autoencoder.config}")
+        self.autoencoder.load_state_dict(model.autoencoder.state_dict())
+        return int(model.card.get("images", 0)) if model.card.get("stage") == "autoencoder" else 0
+
+
+def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> AutoencoderTask:
+    """Opens the data and builds the task."""
+    source = open_source(config.data)
+    stride = config.autoencoder.downscale
+    if source.size % stride:
+        raise ValueError(f"data: size must be a multiple of the autoencoder's stride {stride}, got {source.size}")
+    if config.cached:
+        source = CachedSource(source, expand(config.run) / "cache", config.cached, config.data, device)
+    return AutoencoderTask(config, source)
+
+
+def _lpips() -> losses.PerceptualNetwork:
+    try:
+        import lpips  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(
+            "losses: perceptual lpips needs the package lpips and its weights (pip install lpips), not found; "
+            "set losses.perceptual=gradient for the stated substitute"
+        ) from error
+    return cast("losses.PerceptualNetwork", lpips.LPIPS(net="vgg").eval().requires_grad_(False))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    return launch(argv, "train.train_autoencoder", AutoencoderTrainingConfig, make_task)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
