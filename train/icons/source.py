@@ -59,8 +59,6 @@ class _Draw:
     caption: str
     placement: tuple[float, float, float, float, float]  # centre x and y, side, angle in radians, mirror (+1 or -1)
     strength: float
-    uniforms: np.ndarray
-    noise: np.ndarray
 
 
 def is_held_out(thing: str, place: str) -> bool:
@@ -115,8 +113,9 @@ class IconSource:
             The batch, on that device.
         """
         draws = [self._draw(index) for index in range(start, start + count)]
-        uniforms = torch.from_numpy(np.stack([draw.uniforms for draw in draws])).to(device)
-        noise = torch.from_numpy(np.stack([draw.noise for draw in draws])).to(device)
+        textures = [self._rng(index, 1) for index in range(start, start + count)]
+        uniforms = torch.from_numpy(np.stack([rng.random(UNIFORMS, np.float32) for rng in textures])).to(device)
+        noise = torch.from_numpy(np.stack([rng.standard_normal(NOISE_VALUES, np.float32) for rng in textures])).to(device)
         background = self._backgrounds(draws, uniforms, noise)
         sprite = self._sprites(draws, noise)
         mask = torch.where(sprite[:, 3:] < 1 / 255, 0.0, sprite[:, 3:])
@@ -142,7 +141,7 @@ class IconSource:
         return torch.cat([pixels[:, :3] / pixels[:, 3:].clamp_min(1e-4), pixels[:, 3:]], 1).clamp(0, 1), labels
 
     def _draw(self, index: int) -> _Draw:
-        rng = np.random.default_rng((self._seed, _SPLIT_SALT[self._split], index))
+        rng = self._rng(index, 0)
         row, place = self._pairs[int(rng.integers(len(self._pairs)))]
         column = self._columns[int(rng.integers(len(self._columns)))]
         position, size = str(rng.choice(POSITIONS, p=(0.25, 0.5, 0.25))), str(rng.choice(SIZES, p=(0.2, 0.5, 0.3)))
@@ -162,8 +161,11 @@ class IconSource:
         placement = (centre, middle, side, angle, mirror)
         strength = rng.random()
         caption = describe(scene, rng, name_style=len(self._columns) > 1)
-        return _Draw(row, column, scene, caption, placement, strength,
-                     rng.random(UNIFORMS, np.float32), rng.standard_normal(NOISE_VALUES, np.float32))
+        return _Draw(row, column, scene, caption, placement, strength)
+
+    def _rng(self, index: int, stream: int) -> np.random.Generator:
+        """Picture `index`'s own random numbers: stream 0 for what is shown, 1 for the background's texture."""
+        return np.random.default_rng((self._seed, _SPLIT_SALT[self._split], index, stream))
 
     def _backgrounds(self, draws: Sequence[_Draw], uniforms: Tensor, noise: Tensor) -> Tensor:
         device = uniforms.device

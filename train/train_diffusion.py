@@ -1,0 +1,279 @@
+"""Trains the latent diffusion model (paper, "CaT2I-AE-SD", eq. 5): `python -m train.train_diffusion --config FILE`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from text2layer_core.autoencoder import CaT2IAutoencoder, LatentDistribution
+from text2layer_core.checkpoint import CLIP_L, Text2LayerModel, load_checkpoint, save_checkpoint, unet_config
+from text2layer_core.compositing import compose
+from text2layer_core.pipeline import Text2LayerPipeline
+from text2layer_core.schedule import ScheduleConfig, add_noise, min_snr_weight, training_target
+from text2layer_core.text_encoder import TextEncoder, TextEncoderConfig, train_tokenizer
+from text2layer_core.unet import UNetConfig, build_unet
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from train.data import ArrayCache, DataConfig, Source, epoch_rows, expand, open_source, sample_noise
+from train.engine import Objective, Part, TrainingConfig
+from train.launch import launch
+from train.pictures import save_grid
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+_SHEET_SAMPLES = 8
+_TOKENIZER_CAPTIONS = 20_000
+_NOISE_STREAM, _LATENT_STREAM = 0, 1
+_GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text encoder: a small one trained with the UNet, or CLIP's, frozen.
+
+    Attributes:
+        encoder: size of the small one; its vocab_size is the most tokens that the tokenizer may learn.
+        clip: folder of a CLIP text model (the paper's ViT-L/14), left out of the checkpoint.
+    """
+
+    encoder: TextEncoderConfig | None = None
+    clip: str | None = None
+
+    def __post_init__(self) -> None:
+        """Exactly one of the two."""
+        if (self.encoder is None) == (self.clip is None):
+            raise ValueError("text must have either encoder or clip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTrainingConfig:
+    """The whole config file.
+
+    Attributes:
+        run: run folder, outside the checkout.
+        autoencoder: checkpoint whose frozen autoencoder makes the latents.
+        latent_scale: factor to about unit variance; 0 measures it on the first samples.
+        caption_dropout: share of captions replaced by the empty one, for guidance.
+        min_snr_gamma: Min-SNR weighting; 0 is the paper's plain loss.
+        cached: samples encoded once to disk; 0 encodes every sample afresh.
+        guidance_scale: of the sample sheets, and written in the card as the model's default.
+    """
+
+    run: str
+    autoencoder: str
+    data: DataConfig
+    unet: UNetConfig
+    text: TextConfig
+    training: TrainingConfig
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    latent_scale: float = 0.0
+    caption_dropout: float = 0.1
+    min_snr_gamma: float = 0.0
+    cached: int = 0
+    guidance_scale: float = 7.5
+
+
+@dataclass(frozen=True)
+class DiffusionBatch:
+    """One part: scaled latents and their noise (n, C, h, w), timesteps (n,), tokens (n, L)."""
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    ids: Tensor
+
+
+class DiffusionModel(nn.Module):
+    """UNet and text encoder; its forward is the training loss."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: TextEncoder, schedule: ScheduleConfig, gamma: float) -> None:
+        """A text encoder whose parameters are frozen stays so."""
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+        self._schedule, self._gamma = schedule, gamma
+
+    def forward(self, batch: DiffusionBatch) -> dict[str, Tensor]:
+        """Mean squared error of the prediction (eq. 5), weighted by Min-SNR if so configured."""
+        noisy = add_noise(self._schedule, batch.latents, batch.noise, batch.timesteps)
+        target = training_target(self._schedule, batch.latents, batch.noise, batch.timesteps)
+        prediction = self.unet(noisy, batch.timesteps, self.text_encoder(batch.ids), return_dict=False)[0]
+        errors = (prediction.float() - target).square().mean(dim=(1, 2, 3))
+        if self._gamma:
+            errors = errors * min_snr_weight(self._schedule, batch.timesteps, self._gamma)
+        return {"loss": errors.mean()}
+
+
+class LatentSource:
+    """Latents and captions of a source by index, from a cache where there is one."""
+
+    def __init__(
+        self, source: Source, autoencoder: CaT2IAutoencoder, config: DiffusionTrainingConfig, device: torch.device
+    ) -> None:
+        """Fills the cache where it is not full yet, with a progress bar."""
+        self._source, self._config = source, config
+        self._autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+        side = source.size // autoencoder.config.downscale
+        self.shape = (autoencoder.config.latent_channels, side, side)
+        self._cache: ArrayCache | None = None
+        if config.cached:
+            self._fill(device)
+            self._captions = source.captions(0, config.cached)
+
+    def latents(self, part: Part, device: torch.device) -> Tensor:
+        """Unscaled draws of z, (n, C, h, w)."""
+        if self._cache is None:
+            distribution = self._encode(part, device)
+        else:
+            rows = self._rows(part)
+            mean, logvar = (torch.from_numpy(self._cache.arrays[name][rows]).to(device).float()
+                            for name in ("mean", "logvar"))
+            distribution = LatentDistribution(mean, logvar)
+        noise = _noise(self._config.training.seed, _LATENT_STREAM, part, self.shape).to(device)
+        return distribution.mean + torch.exp(0.5 * distribution.logvar) * noise
+
+    def captions(self, part: Part) -> list[str]:
+        """The captions of the same samples."""
+        if self._cache is None:
+            return self._source.captions(part.start, part.count)
+        return [self._captions[row] for row in self._rows(part)]
+
+    def measured_scale(self, device: torch.device, count: int = 512) -> float:
+        """1 / standard deviation of the first samples' latents."""
+        parts = [Part(start, 64) for start in range(0, count, 64)]
+        return float(1 / torch.cat([self.latents(part, device).cpu() for part in parts]).std())
+
+    def _rows(self, part: Part) -> np.ndarray:
+        return epoch_rows(self._config.data.seed, part.start, part.count, self._config.cached)
+
+    @torch.no_grad()
+    def _encode(self, part: Part, device: torch.device) -> LatentDistribution:
+        return self._autoencoder.encode_stack(self._source.batch(part.start, part.count, device).stack)
+
+    def _fill(self, device: torch.device) -> None:
+        count = self._config.cached
+        shapes = {name: (self.shape, "float16") for name in ("mean", "logvar")}
+        weights = float(sum(p.detach().double().abs().sum() for p in self._autoencoder.parameters()))
+        cache = ArrayCache(expand(self._config.run) / "cache", count, shapes, [asdict(self._config.data), weights])
+        with tqdm(total=count, initial=cache.filled, desc="encode", unit="image", file=sys.stderr) as bar:
+            while cache.filled < count:
+                block = min(64, count - cache.filled)
+                found = self._encode(Part(cache.filled, block), device)
+                cache.store({"mean": found.mean.half().cpu().numpy(), "logvar": found.logvar.half().cpu().numpy()})
+                bar.update(block)
+        self._cache = cache
+
+
+class DiffusionTask:
+    """What `engine.fit` trains."""
+
+    def __init__(
+        self, config: DiffusionTrainingConfig, latents: LatentSource, autoencoder: CaT2IAutoencoder,
+        text_encoder: TextEncoder, schedule: ScheduleConfig,
+    ) -> None:
+        """Builds the UNet with the current seed."""
+        self._config, self._latents, self._schedule = config, latents, schedule
+        self._autoencoder = autoencoder
+        self.model = DiffusionModel(build_unet(config.unet), text_encoder, schedule, config.min_snr_gamma)
+        self.objectives: Sequence[Objective] = (Objective("diffusion", self.model),)
+        self.ema_of: nn.Module = self.model
+        held_out = open_source(config.data, "held_out") if config.data.source == "icons" else None
+        self._prompts = held_out.captions(0, _SHEET_SAMPLES) if held_out else latents.captions(Part(0, _SHEET_SAMPLES))
+
+    def batch(self, part: Part, device: torch.device) -> DiffusionBatch:
+        """Latents, noise, timesteps and tokens of some samples, all fixed by their index."""
+        indices = np.arange(part.start, part.start + part.count)
+        seed = self._config.training.seed
+        drop = np.random.default_rng((seed, 3, part.start)).random(part.count) < self._config.caption_dropout
+        captions = ["" if dropped else text for dropped, text in zip(drop, self._latents.captions(part), strict=True)]
+        # A golden-ratio sequence spreads the timesteps of a batch evenly; each one is still uniform.
+        levels = (indices * _GOLDEN + seed * _GOLDEN**2) % 1
+        timesteps = torch.from_numpy((levels * self._schedule.num_train_timesteps).astype(np.int64))
+        return DiffusionBatch(
+            self._latents.latents(part, device) * self._schedule.latent_scale,
+            _noise(seed, _NOISE_STREAM, part, self._latents.shape).to(device),
+            timesteps.to(device),
+            self.model.text_encoder.tokenize(captions).to(device),
+        )
+
+    def sheet(self, path: Path, images: int, device: torch.device) -> None:
+        """Fixed held-out prompts: composed, foreground, background, mask."""
+        output = Text2LayerPipeline(self._checkpoint(images), device)(
+            self._prompts, width=self._config.data.size, height=self._config.data.size, seed=0, steps=25,
+            guidance_scale=self._config.guidance_scale,
+        )
+        layers = output.layers
+        save_grid(path, [compose(layers), layers.foreground, layers.background, layers.mask.expand(-1, 3, -1, -1)])
+        path.with_suffix(".txt").write_text("\n".join(self._prompts) + "\n", encoding="utf-8")
+
+    def export(self, path: Path, images: int) -> None:
+        """The whole model in one file; CLIP is left out."""
+        save_checkpoint(path, self._checkpoint(images))
+
+    def load_weights(self, path: Path) -> int:
+        """UNet and text encoder of a checkpoint of the same shape, trained on the same autoencoder."""
+        model = load_checkpoint(path)
+        if model.unet is None or unet_config(model.unet) != self._config.unet:
+            raise ValueError(f"--init-from must hold the configured UNet, got {path}")
+        self.model.unet.load_state_dict(model.unet.state_dict())
+        if self._config.text.encoder is not None:
+            if model.text_encoder is None or model.text_encoder.config != self.model.text_encoder.config:
+                raise ValueError(f"--init-from must hold the configured text encoder, got {path}")
+            self.model.text_encoder.load_state_dict(model.text_encoder.state_dict())
+        return int(model.card.get("images", 0))
+
+    def _checkpoint(self, images: int) -> Text2LayerModel:
+        config = self._config
+        card: dict[str, Any] = {
+            "images": images, "resolution": config.data.size, "seed": config.training.seed, "stage": "diffusion",
+            "guidance_scale": config.guidance_scale, "data": asdict(config.data),
+        }
+        external = CLIP_L if config.text.clip is not None else None
+        return Text2LayerModel(self._autoencoder, self.model.unet, self.model.text_encoder, self._schedule, card, external)
+
+
+def make_text_encoder(config: TextConfig, source: Source) -> TextEncoder:
+    """CLIP's, frozen, or a fresh small one with a tokenizer learnt from the source's captions."""
+    if config.clip is not None:
+        return TextEncoder.from_clip(expand(config.clip))
+    if config.encoder is None:
+        raise ValueError("text must have either encoder or clip")
+    tokenizer = train_tokenizer(source.captions(0, _TOKENIZER_CAPTIONS), config.encoder.vocab_size)
+    size = replace(config.encoder, vocab_size=tokenizer.get_vocab_size())
+    return TextEncoder(size, tokenizer.to_str())
+
+
+def make_task(config: DiffusionTrainingConfig, device: torch.device) -> DiffusionTask:
+    """Opens data and autoencoder, and builds the task."""
+    autoencoder = load_checkpoint(expand(config.autoencoder)).autoencoder
+    channels = autoencoder.config.latent_channels
+    if config.unet.in_channels != channels:
+        raise ValueError(f"unet: in_channels must be the autoencoder's latent channels {channels}, "
+                         f"got {config.unet.in_channels}")
+    stride = autoencoder.config.downscale * 2 ** (len(config.unet.block_out_channels) - 1)
+    if config.data.size % stride:
+        raise ValueError(f"data: size must be a multiple of the stride {stride}, got {config.data.size}")
+    source = open_source(config.data)
+    text_encoder = make_text_encoder(config.text, source)
+    latents = LatentSource(source, autoencoder, config, device)
+    scale = config.latent_scale or latents.measured_scale(device)
+    return DiffusionTask(config, latents, autoencoder, text_encoder, replace(config.schedule, latent_scale=scale))
+
+
+def _noise(seed: int, stream: int, part: Part, shape: tuple[int, ...]) -> Tensor:
+    return sample_noise(seed, [2 * index + stream for index in range(part.start, part.start + part.count)], shape)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    return launch(argv, "train.train_diffusion", DiffusionTrainingConfig, make_task)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
