@@ -21,7 +21,7 @@ def load_config(path: Path, overrides: Sequence[str], schema: type[T]) -> T:
     Args:
         path: the file.
         overrides: "a.b=value" each, value read as YAML; they win over the file.
-        schema: a frozen dataclass, its fields scalars, tuples, mappings, `X | None` or dataclasses.
+        schema: a frozen dataclass, its fields scalars, `tuple[X, ...]`, `Literal`, `X | None` or dataclasses.
 
     Returns:
         An instance of the schema.
@@ -32,7 +32,7 @@ def load_config(path: Path, overrides: Sequence[str], schema: type[T]) -> T:
     if not path.is_file():
         raise ValueError(f"config must be a YAML file, found none at {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: object = yaml.safe_load(path.read_text(encoding="utf-8"))
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals:
@@ -48,25 +48,23 @@ def parse(values: object, schema: type[T], where: str) -> T:
     return cast("T", _convert(values, schema, where))
 
 
-def _assign(values: Any, keys: list[str], value: object) -> None:
-    for key in keys[:-1]:
+def _assign(values: object, keys: list[str], value: object) -> None:
+    for depth, key in enumerate(keys):
         if not isinstance(values, dict):
-            raise ValueError(f"--set {'.'.join(keys)} must name a key of a section, but {key} lies in a plain value")
-        values = cast("dict[str, Any]", values).setdefault(key, {})
-    if not isinstance(values, dict):
-        raise ValueError(f"--set {'.'.join(keys)} must name a key of a section, got a plain value there")
-    values[keys[-1]] = value
+            raise ValueError(f"--set {'.'.join(keys)} must name keys of sections, got no section before {key}")
+        section = cast("dict[str, object]", values)
+        if depth == len(keys) - 1:
+            section[key] = value
+        else:
+            values = section.setdefault(key, {})
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
+def _convert(value: object, kind: object, where: str) -> object:
+    """The value as `kind`, one of the types that `load_config` names."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        (kind,) = [argument for argument in arguments if argument is not type(None)]
-        return _convert(value, kind, where)
-    if is_dataclass(kind):
-        return _convert_dataclass(value, cast("type[Any]", kind), where)
+        (present,) = [argument for argument in arguments if argument is not type(None)]
+        return None if value is None else _convert(value, present, where)
     if origin is typing.Literal:
         if value not in arguments:
             raise ValueError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")
@@ -74,11 +72,11 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, got {value!r}")
-        items = cast("Sequence[Any]", value)
+        items = cast("Sequence[object]", value)
         return tuple(_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(items))
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _convert_dataclass(value, kind, where)
+    if kind is float and type(value) is not bool and isinstance(value, int | str):  # YAML 1.1 reads 1e-4 as text
         try:
             return float(value)
         except ValueError:
@@ -88,11 +86,10 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-def _convert_dataclass(value: Any, kind: type[Any], where: str) -> Any:
+def _convert_dataclass(value: object, kind: type[Any], where: str) -> object:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} must be a section with keys, got {value!r}")
-    section = cast("Mapping[str, Any]", value)
-    hints = typing.get_type_hints(kind)
+    section = cast("Mapping[str, object]", value)
     known = {field.name: field for field in fields(kind)}
     for key in section:
         if key not in known:
@@ -104,7 +101,9 @@ def _convert_dataclass(value: Any, kind: type[Any], where: str) -> Any:
     ]
     if missing:
         raise ValueError(f"{where} must set {', '.join(missing)}")
+    hints = typing.get_type_hints(kind)
+    arguments = {key: _convert(item, hints[key], f"{where}: {key}") for key, item in section.items()}
     try:
-        return kind(**{key: _convert(item, hints[key], f"{where}: {key}") for key, item in section.items()})
+        return kind(**arguments)
     except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error

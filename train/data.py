@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from train.icons.source import IconsConfig, IconSource
 from train.icons.sprites import load_sprites
-from train.samples import LayeredBatch
+from train.samples import LayeredBatch, epoch_rows
 from train.shards import ShardsConfig, ShardSource
 
 
@@ -30,6 +30,9 @@ class DataConfig:
         seed: of the data's own choices.
         icons: the icon scenes.
         shards: WebDataset shards of layered pictures.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     source: Literal["icons", "shards"]
@@ -37,6 +40,13 @@ class DataConfig:
     seed: int = 0
     icons: IconsConfig | None = None
     shards: ShardsConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if self.size < 1:
+            raise ValueError(f"size must be above 0, got {self.size}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
 
 
 class Source(Protocol):
@@ -81,7 +91,13 @@ def expand(path: str) -> Path:
 
 
 class ArrayCache:
-    """Arrays of known shapes on disk, filled in order once; stopping in between loses at most one block."""
+    """Arrays of known shapes on disk, filled in order once; stopping in between loses at most one block.
+
+    Attributes:
+        count: rows there are to be.
+        filled: rows there are.
+        arrays: name -> (count, *row shape), mapped from the disk.
+    """
 
     def __init__(self, folder: Path, count: int, shapes: dict[str, tuple[tuple[int, ...], str]], key: object) -> None:
         """Opens or makes the cache.
@@ -90,21 +106,24 @@ class ArrayCache:
             folder: of its files.
             count: rows.
             shapes: array name -> (row shape, numpy dtype).
-            key: what the content depends on (plain values); another key starts afresh.
+            key: what the content depends on (plain values).
+
+        Another key, an unreadable state, and arrays that are missing or of other shapes start afresh.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._state_path = folder / "state.json"
-        self.count, self.filled = count, 0
-        key = json.loads(json.dumps([key, count]))
-        if self._state_path.is_file():
-            state: dict[str, Any] = json.loads(self._state_path.read_text())
-            self.filled = int(state["filled"]) if state["key"] == key else 0
-        self._key = key
-        self.arrays: dict[str, np.ndarray] = {}
-        for name, (shape, dtype) in shapes.items():
-            path = folder / f"{name}.npy"
-            mode = "r+" if self.filled and path.is_file() else "w+"
-            self.arrays[name] = np.lib.format.open_memmap(path, mode, dtype=dtype, shape=(count, *shape))
+        self._key: object = json.loads(json.dumps([key, count]))
+        self.count, self.filled = count, self._stored_rows()
+        paths = {folder / f"{name}.npy": (np.dtype(dtype), (count, *shape)) for name, (shape, dtype) in shapes.items()}
+        if not all(_is_array(path, *form) for path, form in paths.items()):
+            self.filled = 0
+        if not self.filled:
+            self._state_path.unlink(missing_ok=True)
+        mode = "r+" if self.filled else "w+"
+        self.arrays: dict[str, np.ndarray] = {
+            path.stem: np.lib.format.open_memmap(path, mode, dtype=dtype, shape=shape)
+            for path, (dtype, shape) in paths.items()
+        }
 
     def store(self, rows: dict[str, np.ndarray]) -> None:
         """Appends a block of rows."""
@@ -116,19 +135,29 @@ class ArrayCache:
         temporary.write_text(json.dumps({"key": self._key, "filled": self.filled}))
         temporary.replace(self._state_path)
 
+    def _stored_rows(self) -> int:
+        try:
+            state: dict[str, Any] = json.loads(self._state_path.read_text())
+            return int(state["filled"]) if state["key"] == self._key else 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
 
-def epoch_rows(seed: int, start: int, count: int, rows: int) -> np.ndarray:
-    """Rows of samples start, ... where `rows` cached samples are seen in a new order every epoch."""
-    indices = np.arange(start, start + count)
-    epochs, offsets = np.divmod(indices, rows)
-    order = {int(epoch): np.random.default_rng((seed, int(epoch))).permutation(rows) for epoch in np.unique(epochs)}
-    return np.array([order[int(epoch)][offset] for epoch, offset in zip(epochs, offsets, strict=True)])
+
+def _is_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    """Whether a file holds a whole array of this form."""
+    try:
+        found = np.lib.format.open_memmap(path, "r")
+    except (OSError, ValueError):
+        return False
+    return found.dtype == dtype and found.shape == shape
 
 
 class CachedSource:
     """The first samples of a source, drawn once as bytes on disk, then seen in a new order every epoch."""
 
-    def __init__(self, source: Source, folder: Path, count: int, config: DataConfig, device: torch.device | str) -> None:
+    def __init__(
+        self, source: Source, folder: Path, count: int, config: DataConfig, device: torch.device | str
+    ) -> None:
         """Fills the cache where it is not full yet, with a progress bar.
 
         Args:

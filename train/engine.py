@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
+import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +41,14 @@ class TrainingConfig:
         weight_decay: AdamW's, on tensors with two or more dimensions.
         beta2: AdamW's second momentum.
         grad_clip: largest norm of the gradient.
-        ema_half_life: samples after which half of the EMA is new; shorter in the first tenth. 0 switches it off.
+        ema_half_life: samples after which half of the EMA is new; at most a tenth of those seen. 0 switches it off.
         precision: "fp32", or "bf16" autocast.
         seed: of weights, noise and dropout.
         save_images: samples between saved states.
         sheet_images: samples between sample sheets.
+
+    Raises:
+        ValueError: numbers out of range, all in one line.
     """
 
     images: int
@@ -71,6 +74,10 @@ class TrainingConfig:
             ("sheet_images", self.sheet_images)) if not value > 0]
         if self.accumulation > 0 and self.batch_size % self.accumulation:
             problems.append(f"batch_size must be a multiple of accumulation={self.accumulation}, got {self.batch_size}")
+        problems += [f"{name} must not be negative, got {value}" for name, value in (
+            ("warmup_images", self.warmup_images), ("weight_decay", self.weight_decay),
+            ("ema_half_life", self.ema_half_life), ("final_learning_rate", self.final_learning_rate),
+            ("seed", self.seed)) if not value >= 0]
         if not 0 <= self.beta2 < 1:
             problems.append(f"beta2 must be in [0, 1), got {self.beta2}")
         if problems:
@@ -146,7 +153,15 @@ class Run:
     """A run folder: states, sheets, log."""
 
     def __init__(self, folder: Path, config: TrainingConfig, accelerator: Accelerator, task: Task) -> None:
-        """Prepares optimisers and EMA; starts at zero images."""
+        """Prepares optimisers and EMA; starts at zero images.
+
+        Raises:
+            ValueError: the batch cannot be shared out evenly.
+        """
+        parts = config.accumulation * accelerator.num_processes
+        if config.batch_size % parts:
+            raise ValueError(f"batch_size must be a multiple of accumulation x processes = {parts}, "
+                             f"got {config.batch_size}")
         self.folder, self.config, self.accelerator, self.task = folder, config, accelerator, task
         self.images = self.start = 0
         self.modules = [accelerator.prepare_model(o.module.to(accelerator.device)) for o in task.objectives]
@@ -160,23 +175,35 @@ class Run:
             self.ema.load_state_dict(self.task.ema_of.state_dict())
 
     def save(self) -> None:
-        """Writes the state to a temporary name, renames it, then deletes all but the newest few."""
+        """Writes the state to a temporary name, renames it, deletes what it replaces, and exports the model.
+
+        The newest few states stay. Those with more images, left by a run that went further, are replaced too:
+        else "auto" would go back to them.
+        """
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
         states = self.folder / "states"
         states.mkdir(parents=True, exist_ok=True)
         path = states / f"{self.images:010d}.pt"
-        temporary = path.with_suffix(".tmp")
-        torch.save({
+        names = [objective.name for objective in self.task.objectives]
+        state = {
             "images": self.images, "start": self.start,
             "modules": {o.name: o.module.state_dict() for o in self.task.objectives},
-            "optimizers": {o.name: opt.state_dict() for o, opt in zip(self.task.objectives, self.optimizers, strict=True)},
+            "optimizers": {name: o.state_dict() for name, o in zip(names, self.optimizers, strict=True)},
             "ema": self.ema.state_dict() if self.ema is not None else None,
-        }, temporary)
-        temporary.replace(path)
-        for old in sorted(states.glob("*.pt"))[:-KEEP_STATES]:
-            old.unlink()
+        }
+        temporary = path.with_suffix(".tmp")
+        try:
+            torch.save(state, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        found = sorted(states.glob("[0-9]*.pt"))
+        kept = [old for old in found if old <= path][-KEEP_STATES:]
+        for old in (*found, *states.glob("[0-9]*.tmp")):
+            if old not in kept:
+                old.unlink()
         with self.averaged_weights():
             self.task.export(self.folder / "model.safetensors", self.images)
 
@@ -189,13 +216,20 @@ class Run:
                 optimizer.load_state_dict(state["optimizers"][objective.name])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
-        except (RuntimeError, KeyError, TypeError, EOFError) as error:
-            reason = str(error).splitlines()[0]
+            self.images, self.start = int(state["images"]), int(state["start"])
+        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise ValueError(f"--resume must name a state of this config, got {path}: {reason}") from error
-        self.images, self.start = state["images"], state["start"]
+
+    def sheet(self) -> None:
+        """Draws the task's sheet, named by the images seen."""
+        if self.accelerator.is_main_process:
+            with self.averaged_weights():
+                path = self.folder / "sheets" / f"{self.images:010d}.png"
+                self.task.sheet(path, self.images, self.accelerator.device)
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> Generator[None]:
         """Puts the EMA's weights into the task's model for a while, in eval mode."""
         model = self.task.ema_of
         training = model.training
@@ -211,7 +245,11 @@ class Run:
             model.train(training)
 
     def step(self) -> dict[str, float]:
-        """One optimiser step of every objective; the mean losses."""
+        """One optimiser step of every objective; this process's mean losses.
+
+        Raises:
+            FloatingPointError: a loss is infinite or not a number.
+        """
         parts = self._parts()
         batches = [self.task.batch(part, self.accelerator.device) for part in parts]
         report: dict[str, float] = {}
@@ -224,32 +262,30 @@ class Run:
                 self.accelerator.backward(losses["loss"] / len(batches))
                 for name, value in losses.items():
                     totals[name] = totals.get(name, torch.zeros_like(value.detach())) + value.detach() / len(batches)
-            report["gradient"] = float(nn.utils.clip_grad_norm_(objective.module.parameters(), self.config.grad_clip))
+            norm = nn.utils.clip_grad_norm_(objective.module.parameters(), self.config.grad_clip)
+            if not totals["loss"].isfinite():
+                raise FloatingPointError(f"the loss of the {objective.name} must stay finite, "
+                                         f"got {float(totals['loss'])} after {self.images} images")
             for group in optimizer.param_groups:
                 group["lr"] = rate * objective.learning_rate_scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             prefix = "" if objective is self.task.objectives[0] else f"{objective.name}."
-            report |= {prefix + name: float(value) for name, value in totals.items()}
+            report |= {prefix + name: float(value) for name, value in {"gradient": norm, **totals}.items()}
         self.images += self.config.batch_size
         if self.ema is not None:
             update_ema(self.ema, self.task.ema_of, ema_decay(self.config, self.images))
-        if not math.isfinite(report["loss"]):
-            raise FloatingPointError(f"the loss must stay finite, got {report['loss']} at {self.images} images")
         return report
 
     def _parts(self) -> list[Part]:
         """This process's share of the next step."""
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         count = self.config.batch_size // (self.config.accumulation * processes)
-        if count * self.config.accumulation * processes != self.config.batch_size:
-            raise ValueError(f"batch_size must be a multiple of accumulation x processes = "
-                             f"{self.config.accumulation * processes}, got {self.config.batch_size}")
         return [Part(self.images + (i * processes + rank) * count, count) for i in range(self.config.accumulation)]
 
 
 def fit(run: Run, *, log_every: float = 2.0) -> None:
-    """Trains to the configured number of images; Ctrl-C or SIGTERM saves the state and ends.
+    """Trains to the configured number of images; Ctrl-C or SIGTERM lets the step end, saves the state and returns.
 
     Args:
         run: fresh or resumed.
@@ -257,11 +293,11 @@ def fit(run: Run, *, log_every: float = 2.0) -> None:
     """
     config, main = run.config, run.accelerator.is_main_process
     run.folder.mkdir(parents=True, exist_ok=True)
-    last_log = time.monotonic()
+    last_log, saved, drawn = time.monotonic(), -1, -1
     with _interrupts() as interrupted, tqdm(
         total=config.images, initial=run.images, unit="image", file=sys.stderr, disable=not main
     ) as bar:
-        while run.images < config.images and not interrupted():
+        while run.images < config.images and not _anywhere(run.accelerator, interrupted()):
             before = run.images
             report = run.step()
             bar.update(config.batch_size)
@@ -269,28 +305,32 @@ def fit(run: Run, *, log_every: float = 2.0) -> None:
                 last_log = time.monotonic()
                 bar.set_postfix_str(f"loss {report['loss']:.4f}")
                 _log(run.folder / "log.csv", run.images, report)
-            if _crossed(before, run.images, config.sheet_images) and main:
-                with run.averaged_weights():
-                    run.task.sheet(run.folder / "sheets" / f"{run.images:010d}.png", run.images, run.accelerator.device)
             if _crossed(before, run.images, config.save_images):
                 run.save()
-    run.save()
-    if main:
-        with run.averaged_weights():
-            run.task.sheet(run.folder / "sheets" / f"{run.images:010d}.png", run.images, run.accelerator.device)
+                saved = run.images
+            if _crossed(before, run.images, config.sheet_images):
+                run.sheet()
+                drawn = run.images
+        if saved != run.images:
+            run.save()
+        if drawn != run.images:
+            run.sheet()
+    if main and run.images < config.images:
+        print(f"stopped at {run.images} images; the same command goes on from there", file=sys.stderr)
 
 
 def resume(run: Run, choice: str) -> None:
-    """Continues from "auto" (the newest state, if any), "none", or a path.
+    """Continues from "auto" (the newest state, if any), from a path, or with "none" from nothing.
+
+    States of a run that is not continued stay until the first new one is saved.
 
     Raises:
         ValueError: the named state is not there or does not fit.
     """
     if choice == "none":
-        shutil.rmtree(run.folder / "states", ignore_errors=True)
         return
     if choice == "auto":
-        states = sorted((run.folder / "states").glob("*.pt"))
+        states = sorted((run.folder / "states").glob("[0-9]*.pt"))
         if states:
             run.load(states[-1])
         return
@@ -308,6 +348,15 @@ def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2))
 
 
+def _anywhere(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether the flag is up in any process, so that all of them stop after the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    if flag:
+        accelerator.set_trigger()
+    return accelerator.check_trigger()
+
+
 def _crossed(before: int, after: int, every: int) -> bool:
     return before // every != after // every
 
@@ -319,7 +368,7 @@ def _log(path: Path, images: int, report: Mapping[str, float]) -> None:
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def _interrupts() -> Generator[Callable[[], bool]]:
     """Lets the current step finish on SIGINT and SIGTERM; a second SIGINT stops at once."""
     caught: list[int] = []
 

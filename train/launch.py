@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from train.config import load_config
 from train.data import expand
 from train.engine import Run, Task, TrainingConfig, fit, resume
 
+if TYPE_CHECKING:
+    from dataclasses import Field
+
+_CACHE_TIME = timedelta(hours=12)  # for which other processes wait while the main one fills a cache
+
 
 class TrainerConfig(Protocol):
-    """What every trainer's config has."""
+    """What every trainer's config has: a dataclass with these fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
 
     @property
     def run(self) -> str:
@@ -30,6 +39,11 @@ class TrainerConfig(Protocol):
     @property
     def training(self) -> TrainingConfig:
         """How long and how fast."""
+        ...
+
+    @property
+    def cached(self) -> int:
+        """Samples cached on disk."""
         ...
 
 
@@ -48,37 +62,68 @@ def launch(
     argv: Sequence[str] | None, program: str, schema: type[C],
     make_task: Callable[[C, torch.device], InitialisableTask],
 ) -> int:
-    """Parses arguments, trains, and returns the exit status: 0, or 2 with one line on bad input."""
+    """Parses arguments and trains.
+
+    Args:
+        argv: command line; None reads the process's own.
+        program: the module's name, for the help.
+        schema: dataclass of the config file.
+        make_task: builds the task, once per process; it may cache data in the run folder.
+
+    Returns:
+        Exit status: 0, also when it was interrupted and its state saved; 1 when the loss became infinite; 2 on bad
+        input. Both failures print one line.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m {program}")
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see train/configs")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="overrides a key of the config")
-    parser.add_argument("--resume", default="auto", metavar="auto|PATH|none", help="state to go on from (default: auto)")
+    parser.add_argument("--resume", default="auto", metavar="auto|PATH|none",
+                        help="state to go on from; none starts anew (default: auto, the newest if any)")
     parser.add_argument("--init-from", type=Path, metavar="FILE",
                         help="checkpoint whose weights to start from: new optimiser and warm-up, images counted on")
     parser.add_argument("--dry-run", action="store_true", help="report parameters, memory and images/s, then stop")
     arguments = parser.parse_args(argv)
     try:
         config = load_config(arguments.config, arguments.set, schema)
-        training = config.training
-        accelerator = Accelerator(mixed_precision="bf16" if training.precision == "bf16" else "no")
-        set_seed(training.seed)
-        task = make_task(config, accelerator.device)
-        run = Run(expand(config.run), training, accelerator, task)
+        accelerator = Accelerator(mixed_precision="bf16" if config.training.precision == "bf16" else "no",
+                                  kwargs_handlers=[InitProcessGroupKwargs(timeout=_CACHE_TIME)])
         if arguments.dry_run:
-            print(_dry_run(run))
+            with tempfile.TemporaryDirectory() as folder:
+                cached = min(config.cached, config.training.batch_size)
+                run, _ = _prepare(replace(config, run=folder, cached=cached), accelerator, make_task)
+                report = _dry_run(run)
+            accelerator.print(report)
             return 0
+        run, task = _prepare(config, accelerator, make_task)
         resume(run, arguments.resume)
         if arguments.init_from is not None and run.images == 0:
             run.start_from(task.load_weights(arguments.init_from))
-    except ValueError as error:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    fit(run)
+    try:
+        fit(run)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _prepare(
+    config: C, accelerator: Accelerator, make_task: Callable[[C, torch.device], InitialisableTask]
+) -> tuple[Run, InitialisableTask]:
+    """Weights from the config's seed; the main process goes first, so that only one fills a cache."""
+    set_seed(config.training.seed)
+    with accelerator.main_process_first():
+        task = make_task(config, accelerator.device)
+    return Run(expand(config.run), config.training, accelerator, task), task
 
 
 def _dry_run(run: Run, steps: int = 3) -> str:
     """Parameters, peak memory and images/s of a few steps; nothing is saved."""
+    import resource  # not there on Windows
+
     lines = [
         f"{objective.name}: {sum(p.numel() for p in objective.module.parameters()) / 1e6:.2f} M parameters"
         for objective in run.task.objectives

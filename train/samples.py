@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from torch import Tensor
 
 from text2layer_core.layers import TwoLayerImage
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -19,3 +22,15 @@ class LayeredBatch:
     def image(self) -> TwoLayerImage:
         """The stack as layers."""
         return TwoLayerImage.from_stack(self.stack)
+
+
+def epoch_rows(seed: int, start: int, count: int, rows: int) -> np.ndarray:
+    """Rows of samples start, ..., start + count - 1 where `rows` samples are seen in a new order every epoch."""
+    epochs, offsets = np.divmod(np.arange(start, start + count), rows)
+    pairs = zip(epochs, offsets, strict=True)
+    return np.array([_epoch_order(seed, int(epoch), rows)[offset] for epoch, offset in pairs], dtype=np.int64)
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(rows)

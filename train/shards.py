@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import tarfile
 from dataclasses import dataclass
-from glob import glob
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from PIL import Image
-from text2layer_core.compositing import pad_foreground
 from torch import Tensor
 
-from train.samples import LayeredBatch
+from text2layer_core.compositing import pad_foreground
+from train.samples import LayeredBatch, epoch_rows
 
 _PARTS = ("foreground.png", "background.png", "mask.png", "txt")
 
@@ -35,6 +34,7 @@ class ShardsConfig:
 @dataclass(frozen=True)
 class _Entry:
     path: Path
+    key: str
     spans: dict[str, tuple[int, int]]
 
 
@@ -54,7 +54,8 @@ class ShardSource:
             ValueError: no shard, a shard that is no tar file, or no complete sample.
         """
         pattern = config.files if split == "train" else config.held_out
-        paths = sorted(Path(path) for path in glob(str(Path(pattern).expanduser()))) if pattern else []
+        path = Path(pattern).expanduser()
+        paths = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if pattern else []
         if not paths:
             raise ValueError(f"shards of the split {split} must exist, found none for {pattern!r}")
         self.size, self._seed = size, seed
@@ -75,13 +76,14 @@ class ShardSource:
         return [_caption(entry) for entry in self._chosen(start, count)]
 
     def _chosen(self, start: int, count: int) -> list[_Entry]:
-        from train.data import epoch_rows
-
         return [self._entries[row] for row in epoch_rows(self._seed, start, count, len(self._entries))]
 
     def _stack(self, entry: _Entry) -> Tensor:
         modes = {"foreground.png": "RGB", "background.png": "RGB", "mask.png": "L"}
-        return torch.cat([_picture(_read(entry, part), mode, self.size) for part, mode in modes.items()])
+        try:
+            return torch.cat([_picture(_read(entry, part), mode, self.size) for part, mode in modes.items()])
+        except OSError as error:
+            raise ValueError(f"sample {entry.key} of {entry.path} must hold readable pictures, got {error}") from error
 
 
 def _index(path: Path) -> list[_Entry]:
@@ -89,12 +91,13 @@ def _index(path: Path) -> list[_Entry]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key, _, part = member.name.partition(".")
+                name = PurePosixPath(member.name)
+                stem, _, part = name.name.partition(".")  # WebDataset's rule: the key ends at the name's first dot
                 if member.isfile() and part in _PARTS:
-                    spans.setdefault(key, {})[part] = (member.offset_data, member.size)
+                    spans.setdefault(str(name.with_name(stem)), {})[part] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise ValueError(f"a shard must be an uncompressed tar file, got {path}: {error}") from error
-    return [_Entry(path, parts) for parts in spans.values() if len(parts) == len(_PARTS)]
+    return [_Entry(path, key, parts) for key, parts in spans.items() if len(parts) == len(_PARTS)]
 
 
 def _read(entry: _Entry, part: str) -> bytes:

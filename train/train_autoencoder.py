@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor, nn
+
 from text2layer_core import losses
 from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 from text2layer_core.compositing import blend
 from text2layer_core.schedule import ScheduleConfig
-from torch import Tensor, nn
-
 from train.data import CachedSource, DataConfig, Source, expand, open_source, sample_noise
 from train.engine import Objective, Part, TrainingConfig
 from train.launch import launch
@@ -72,23 +72,34 @@ class AutoencoderTrainingConfig:
 
 @dataclass
 class AutoencoderBatch:
-    """One part: truth (n, 7, H, W), latent noise (n, C, h, w), and the pictures that the autoencoder made of it."""
+    """One part of a step.
+
+    Attributes:
+        stack: truth, (n, 7, H, W).
+        noise: of the latents, (n, C, h, w).
+        adversarial: whether the adversarial terms have set in.
+        reconstructions: what the autoencoder makes of it, for the discriminator.
+    """
 
     stack: Tensor
     noise: Tensor
+    adversarial: bool
     reconstructions: list[Tensor] = field(default_factory=list[Tensor])
 
 
 class AutoencoderObjective(nn.Module):
     """The autoencoder's losses."""
 
-    def __init__(self, autoencoder: CaT2IAutoencoder, config: LossConfig, discriminator: nn.Module | None) -> None:
-        """The discriminator is looked through, not trained."""
+    def __init__(
+        self, autoencoder: CaT2IAutoencoder, config: LossConfig, discriminator: nn.Module | None,
+        perceptual: losses.PerceptualNetwork | None,
+    ) -> None:
+        """Discriminator and LPIPS's network are looked through, not trained; the network may be None without LPIPS."""
         super().__init__()
         self.autoencoder = autoencoder
         self._config = config
         self._discriminator = (discriminator,)  # in a tuple, so that it is no submodule
-        self._perceptual = (_lpips() if config.perceptual == "lpips" and config.perceptual_weight else None,)
+        self._perceptual = (perceptual,)
 
     def forward(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
         """The sum "loss" and its terms."""
@@ -106,10 +117,13 @@ class AutoencoderObjective(nn.Module):
         if config.foreground_by_area:
             terms["foreground"] = (losses.foreground_l1(outputs["foreground"], foreground, mask)
                                    + config.foreground_outside * terms["foreground"])
+        reconstruction = dict(terms)
         if config.perceptual_weight and config.perceptual != "none":
-            terms["perceptual"] = config.perceptual_weight * torch.stack(
-                [self._perceptual_loss(outputs[name], truths[name], mask if name == "foreground" else None)
-                 for name in pictures]).sum()
+            perceptual = [self._perceptual_loss(outputs[name], truths[name], mask if name == "foreground" else None)
+                          for name in pictures]
+            terms["perceptual"] = config.perceptual_weight * torch.stack(perceptual).sum()
+            for name, value in zip(pictures, perceptual, strict=True):
+                reconstruction[name] = reconstruction[name] + config.perceptual_weight * value
         terms["mask"] = config.mask * losses.mask_loss(outputs["mask"], mask, foreground, background)
         pixel_values = batch.stack[:, :3].numel() / len(batch.stack)
         terms["kl"] = config.kl / pixel_values * losses.kl_loss(distribution.mean.float(), distribution.logvar.float())
@@ -121,7 +135,9 @@ class AutoencoderObjective(nn.Module):
         discriminator = self._discriminator[0]
         if discriminator is not None:
             batch.reconstructions = [outputs[name].detach() for name in pictures]
-            terms["adversarial"] = self._adversarial(discriminator, outputs, pictures, terms)
+            terms["adversarial"] = torch.zeros_like(terms["mask"])
+            if batch.adversarial:
+                terms["adversarial"] = self._adversarial(discriminator, outputs, reconstruction)
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
     def _perceptual_loss(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -134,20 +150,17 @@ class AutoencoderObjective(nn.Module):
         return losses.lpips_loss(network, prediction, target)
 
     def _adversarial(
-        self, discriminator: nn.Module, outputs: Mapping[str, Tensor], pictures: Sequence[str],
-        terms: Mapping[str, Tensor],
+        self, discriminator: nn.Module, outputs: Mapping[str, Tensor], reconstruction: Mapping[str, Tensor]
     ) -> Tensor:
-        for parameter in discriminator.parameters():
-            parameter.requires_grad_(False)
+        """The hinge loss of each picture, weighed against its own reconstruction loss at its own head."""
+        discriminator.requires_grad_(False)
         total = torch.zeros((), device=outputs["mask"].device)
-        for name in pictures:
+        for name, loss in reconstruction.items():
             adversarial = losses.generator_hinge_loss(discriminator(outputs[name]))
-            head = cast("nn.Module", self.autoencoder.heads[name])
-            last = cast("Tensor", cast("nn.Conv2d", head.conv2).weight)
-            weight = losses.adaptive_weight(terms[name], adversarial, last)
+            last = cast("nn.Conv2d", self.autoencoder.heads[name].conv2).weight
+            weight = losses.adaptive_weight(loss, adversarial, last)
             total = total + self._config.adversarial * weight * adversarial
-        for parameter in discriminator.parameters():
-            parameter.requires_grad_(True)
+        discriminator.requires_grad_(True)
         return total
 
 
@@ -161,20 +174,22 @@ class DiscriminatorObjective(nn.Module):
         self._composed_head = composed_head
 
     def forward(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
-        """The hinge loss."""
+        """The hinge loss; 0 until it sets in, as in Latent Diffusion."""
         foreground, background, mask = batch.stack.split([3, 3, 1], dim=1)
         real = [foreground, background, *([blend(foreground, background, mask)] if self._composed_head else [])]
         loss = losses.discriminator_hinge_loss(
             self.discriminator(torch.cat(real)), self.discriminator(torch.cat(batch.reconstructions))
         )
-        return {"loss": loss}
+        return {"loss": loss * float(batch.adversarial)}
 
 
 class AutoencoderTask:
     """What `engine.fit` trains."""
 
-    def __init__(self, config: AutoencoderTrainingConfig, source: Source) -> None:
-        """Builds the networks with the current seed."""
+    def __init__(
+        self, config: AutoencoderTrainingConfig, source: Source, perceptual: losses.PerceptualNetwork | None = None
+    ) -> None:
+        """Builds the networks with the current seed; LPIPS's network is needed where the config asks for LPIPS."""
         self._config, self._source = config, source
         self.autoencoder = CaT2IAutoencoder(config.autoencoder)
         objectives: list[Objective] = []
@@ -183,7 +198,8 @@ class AutoencoderTask:
             discriminator = DiscriminatorObjective(config.autoencoder.composed_head)
             objectives.append(Objective("discriminator", discriminator))
         critic = discriminator.discriminator if discriminator is not None else None
-        objectives.insert(0, Objective("autoencoder", AutoencoderObjective(self.autoencoder, config.losses, critic)))
+        objective = AutoencoderObjective(self.autoencoder, config.losses, critic, perceptual)
+        objectives.insert(0, Objective("autoencoder", objective))
         self.objectives: Sequence[Objective] = objectives
         self.ema_of: nn.Module = self.autoencoder
 
@@ -193,7 +209,7 @@ class AutoencoderTask:
         side = self._source.size // self._config.autoencoder.downscale
         shape = (self._config.autoencoder.latent_channels, side, side)
         noise = sample_noise(self._config.training.seed, range(part.start, part.start + part.count), shape)
-        return AutoencoderBatch(stack, noise.to(device))
+        return AutoencoderBatch(stack, noise.to(device), part.start >= self._config.losses.adversarial_from)
 
     @torch.no_grad()
     def sheet(self, path: Path, images: int, device: torch.device) -> None:
@@ -207,8 +223,9 @@ class AutoencoderTask:
 
     def export(self, path: Path, images: int) -> None:
         """The autoencoder alone, in one file."""
-        card: dict[str, Any] = {"images": images, "resolution": self._config.data.size,
-                                "seed": self._config.training.seed, "stage": "autoencoder"}
+        data = self._config.data
+        card: dict[str, Any] = {"images": images, "resolution": data.size, "seed": self._config.training.seed,
+                                "stage": "autoencoder", "data": asdict(data)}
         save_checkpoint(path, Text2LayerModel(self.autoencoder, None, None, ScheduleConfig(), card))
 
     def load_weights(self, path: Path) -> int:
@@ -228,10 +245,11 @@ def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> Autoen
         raise ValueError(f"data: size must be a multiple of the autoencoder's stride {stride}, got {source.size}")
     if config.cached:
         source = CachedSource(source, expand(config.run) / "cache", config.cached, config.data, device)
-    return AutoencoderTask(config, source)
+    lpips = config.losses.perceptual == "lpips" and config.losses.perceptual_weight > 0
+    return AutoencoderTask(config, source, _lpips(device) if lpips else None)
 
 
-def _lpips() -> losses.PerceptualNetwork:
+def _lpips(device: torch.device) -> losses.PerceptualNetwork:
     try:
         import lpips  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -239,7 +257,7 @@ def _lpips() -> losses.PerceptualNetwork:
             "losses: perceptual lpips needs the package lpips and its weights (pip install lpips), not found; "
             "set losses.perceptual=gradient for the stated substitute"
         ) from error
-    return cast("losses.PerceptualNetwork", lpips.LPIPS(net="vgg").eval().requires_grad_(False))
+    return cast("losses.PerceptualNetwork", lpips.LPIPS(net="vgg").eval().requires_grad_(False).to(device))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

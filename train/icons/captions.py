@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from train.icons.scenes import PLACES, SURFACE_COLOURS, TIMES
+from train.icons.scenes import PLACES
 from train.icons.vocabulary import Thing
 
 POSITIONS = ("left", "centre", "right")
@@ -15,12 +16,15 @@ EFFECTS = ("none", "out of focus", "motion blur", "glass", "glow", "mist", "fur"
 STYLE_WORDS = {"fluent": "3d", "noto": "flat"}
 FREE_FORM_SHARE = 0.25
 
-_EFFECT_BEFORE = {"glow": "glowing", "fur": "furry", "glass": "glass", "out of focus": "blurry", "motion blur": "moving"}
+_EFFECT_BEFORE = {
+    "glow": "glowing", "fur": "furry", "glass": "glass", "out of focus": "blurry", "motion blur": "moving",
+}
 _EFFECT_AFTER = {
     "out of focus": "out of focus", "motion blur": "in motion", "glass": "made of glass", "glow": "with a glow",
     "mist": "behind mist", "fur": "with fur",
 }
 _TIME_PHRASES = {"sunset": ("at sunset", "at dusk"), "night": ("at night",)}
+_TAKES_AN = re.compile(r"(?!uni|eu|ufo|use|u\b|one\b)[aeiou]|hour|x\b")  # by sound: a unicorn, an hourglass
 _POSITION_PHRASES = {"left": ("on the left", "to the left"), "right": ("on the right", "to the right")}
 
 
@@ -105,15 +109,4 @@ def _position(scene: SceneDescription, rng: np.random.Generator) -> str:
 
 
 def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
-
-
-def all_words(things: tuple[Thing, ...]) -> list[str]:
-    """Every phrase that captions are made of, for fitting a tokenizer."""
-    phrases = [f"a an {name}" for thing in things for name in (thing.name, *thing.synonyms)]
-    for place in PLACES.values():
-        phrases += [phrase.format(colour=colour) for phrase in (*place.phrases, place.noun) for colour in SURFACE_COLOURS]
-    phrases += [*TIMES, *SIZES, *POSITIONS, *_EFFECT_BEFORE.values(), *_EFFECT_AFTER.values(),
-                *(p for options in (*_TIME_PHRASES.values(), *_POSITION_PHRASES.values()) for p in options),
-                *(f"{word} style" for word in STYLE_WORDS.values())]
-    return phrases
+    return "an" if _TAKES_AN.match(word) else "a"

@@ -6,8 +6,8 @@ parameters give the same place at any size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,8 @@ class SceneParameters:
     """What fixes the scenes of n pictures of one place.
 
     Attributes:
-        time: index into TIMES, (n,) integers; indoor places ignore it.
-        colour: index into SURFACE_COLOURS, (n,) integers; only the studio and the floor show it.
+        time: index into TIMES, (n,) integers; places that are not timed are drawn in daylight.
+        colour: index into SURFACE_COLOURS, (n,) integers; only studio, floor and space show it.
         uniforms: (n, UNIFORMS) in [0, 1).
         noise: (n, NOISE_VALUES), standard normal.
     """
@@ -77,37 +77,21 @@ class _Canvas:
 
     def lit(self, *rgb: float) -> Tensor:
         """A colour under each picture's light, (n, 3, 1, 1)."""
-        return torch.tensor(rgb, device=self.y.device).view(1, 3, 1, 1) * self.timed(_LIGHT)
+        return self.plain(*rgb) * self.timed(_LIGHT)
+
+    def plain(self, *rgb: float) -> Tensor:
+        """A colour as it is, (1, 3, 1, 1)."""
+        return torch.tensor(rgb, device=self.y.device).view(1, 3, 1, 1)
 
     def fractal(self, field: int, roughness: float = 0.55, first: int = 0) -> Tensor:
         """Fractal noise of about unit range, (n, 1, H, W); octaves below `first` are left out."""
-        total: Tensor | None = None
-        norm, weight = 0.0, 1.0
-        for octave in self._octaves[first:]:
-            layer = octave[:, field : field + 1] * weight
-            if total is None:
-                total = layer
-            else:
-                total = F.interpolate(total, size=layer.shape[-2:], mode="bilinear", align_corners=False) + layer
-            norm += weight * weight
-            weight *= roughness
-        assert total is not None
-        total = F.interpolate(total, size=(self.height, self.width), mode="bicubic", align_corners=False)
-        return total / norm**0.5
+        layers = [octave[:, field : field + 1] for octave in self._octaves[first:]]
+        return _sum_octaves(layers, roughness, (self.height, self.width))
 
     def profile(self, field: int, row: int, roughness: float = 0.5) -> Tensor:
         """A fractal line over x of about unit range, (n, 1, 1, W)."""
-        total: Tensor | None = None
-        norm, weight = 0.0, 1.0
-        for octave in self._octaves[:4]:
-            line = octave[:, field : field + 1, row % octave.shape[2] : row % octave.shape[2] + 1] * weight
-            total = line if total is None else line + F.interpolate(
-                total, size=line.shape[-2:], mode="bilinear", align_corners=False
-            )
-            norm += weight * weight
-            weight *= roughness
-        assert total is not None
-        return F.interpolate(total, size=(1, self.width), mode="bicubic", align_corners=False) / norm**0.5
+        rows = [(octave, row % octave.shape[2]) for octave in self._octaves[:4]]
+        return _sum_octaves([octave[:, field : field + 1, i : i + 1] for octave, i in rows], roughness, (1, self.width))
 
     def below(self, line: Tensor, softness: float = 1.0) -> Tensor:
         """1 below a line y = line(x), anti-aliased over `softness` pixels, (n, 1, H, W)."""
@@ -132,14 +116,24 @@ class _Canvas:
         distance = ((self.x - self.u(0, 0.1, 0.9)) ** 2 + (self.y - self.u(1, 0.08, 0.3)) ** 2).sqrt()
         disc = ((0.045 - distance) * self.height + 0.5).clamp(0, 1)
         glow = torch.exp(-distance * 9) * (0.35 - 0.2 * night)
-        body = torch.tensor([1.0, 0.96, 0.82], device=self.y.device).view(1, 3, 1, 1)
+        body = self.plain(1.0, 0.96, 0.82)
         picture = mix(picture + glow * body, body, disc * (0.55 + 0.4 * night))
         cover = (self.fractal(0, 0.55) + 0.5 * self.u(2, -1.4, 1.0) - 0.2).clamp(0, 1) * clouds
         return mix(picture, self.timed(_CLOUD), 0.8 * cover * (1 - 0.55 * height))
 
 
+def _sum_octaves(octaves: Sequence[Tensor], roughness: float, size: tuple[int, int]) -> Tensor:
+    """Noise from coarse to fine, each octave `roughness` times the one before, (n, 1, *size), of about unit range."""
+    total, squares, weight = octaves[0], 1.0, 1.0
+    for octave in octaves[1:]:
+        weight *= roughness
+        total = F.interpolate(total, size=octave.shape[-2:], mode="bilinear", align_corners=False) + octave * weight
+        squares += weight * weight
+    return F.interpolate(total, size=size, mode="bicubic", align_corners=False) / squares**0.5
+
+
 def mix(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """a where the weight is 0, b where it is 1, broadcast."""
+    """From a, where the weight is 0, to b, where it is 1; broadcasts."""
     return a + (b - a) * weight
 
 
@@ -201,7 +195,8 @@ def _snow(c: _Canvas) -> Tensor:
     drift = horizon + 0.03 + 0.02 * c.profile(3, 2)
     depth = ((c.y - horizon) / (1 - horizon)).clamp(0, 1)
     shade = 0.5 + 0.5 * torch.tanh(1.4 * c.ground(3, horizon, 0.8, 1) + 0.4 * c.fractal(2))
-    picture = mix(picture, mix(c.lit(0.76, 0.84, 0.95), c.lit(0.98, 0.985, 1.0), shade) * (1 - 0.06 * depth), c.below(drift))
+    white = mix(c.lit(0.76, 0.84, 0.95), c.lit(0.98, 0.985, 1.0), shade)
+    picture = mix(picture, white * (1 - 0.06 * depth), c.below(drift))
     flakes = ((c.fractal(4, 1.0, 4) - 1.7) * 2).clamp(0, 1)
     return mix(picture, c.lit(1.0, 1.0, 1.0), 0.7 * flakes * c.u(8).round())
 
@@ -243,7 +238,8 @@ def _forest(c: _Canvas) -> Tensor:
 def _mountains(c: _Canvas) -> Tensor:
     horizon = c.u(3, 0.58, 0.7)
     picture = c.sky(horizon)
-    for i, (rock, rise) in enumerate((((0.62, 0.70, 0.82), 0.34), ((0.42, 0.48, 0.60), 0.22), ((0.26, 0.36, 0.34), 0.08))):
+    ranges = (((0.62, 0.70, 0.82), 0.34), ((0.42, 0.48, 0.60), 0.22), ((0.26, 0.36, 0.34), 0.08))
+    for i, (rock, rise) in enumerate(ranges):
         line = horizon - rise + (0.13 - 0.03 * i) * c.profile(i, i, 0.62)
         relief = c.fractal(i + 1, 0.7, 1)
         stone = c.lit(*rock) * (1 + (0.10 + 0.05 * i) * relief)
@@ -269,12 +265,13 @@ def _city(c: _Canvas) -> Tensor:
         pane = (((position * 5) % 1 - 0.5).abs() < 0.3) & (((c.y * (58 - 14 * i)) % 1 - 0.5).abs() < 0.28)
         lamp = torch.sin(column * 12.9898 + row * 78.233 + c.u(8) * 90) * 0.5 + 0.5
         dark = c.lit(*tone) * shade * (1 + 0.04 * c.fractal(1))
-        lit = mix(dark * 1.22, torch.tensor([1.0, 0.84, 0.48], device=c.y.device).view(1, 3, 1, 1) * lamp + dark, night)
+        lit = mix(dark * 1.22, c.plain(1.0, 0.84, 0.48) * lamp + dark, night)
         windows = pane.float() * (side > 0.06).float() * (c.y > top + 0.02).float()
         picture = mix(picture, mix(dark, lit, 0.75 * windows), c.below(top))
     road = c.lit(0.40, 0.41, 0.44) * (1 + 0.06 * c.ground(2, horizon - 0.1, 1.0, 2))
     depth = ((c.y - horizon) / (1 - horizon)).clamp(0, 1)
-    stripe = ((0.012 + 0.03 * depth - (c.x - 0.5).abs()) * c.width + 0.5).clamp(0, 1) * ((3 / (depth + 0.25)) % 1 > 0.45)
+    stripe = ((0.012 + 0.03 * depth - (c.x - 0.5).abs()) * c.width + 0.5).clamp(0, 1)
+    stripe = stripe * ((3 / (depth + 0.25)) % 1 > 0.45)
     kerb = torch.exp(-((depth / 0.12) ** 2))
     road = mix(mix(road, c.lit(0.92, 0.90, 0.78), 0.8 * stripe), c.lit(0.66, 0.66, 0.68), 0.8 * kerb)
     return mix(picture, road, c.below(horizon + 0 * c.x))
@@ -299,8 +296,7 @@ def _floor(c: _Canvas) -> Tensor:
     plank, edge = across.floor(), (across % 1 - 0.5).abs()
     tone = torch.sin(plank * 12.9898 + c.u(6) * 50)
     grain = torch.sin((across * 9) + 1.4 * c.fractal(2, 0.6)) * 0.035
-    wood = mix(torch.tensor([0.48, 0.29, 0.16], device=c.y.device).view(1, 3, 1, 1),
-               torch.tensor([0.78, 0.56, 0.34], device=c.y.device).view(1, 3, 1, 1), 0.5 + 0.5 * c.u(7) + 0.12 * tone)
+    wood = mix(c.plain(0.48, 0.29, 0.16), c.plain(0.78, 0.56, 0.34), 0.5 + 0.5 * c.u(7) + 0.12 * tone)
     wood = wood * (0.80 + 0.28 * ((c.y - horizon) / (1 - horizon)).clamp(0, 1) + grain + 0.05 * c.fractal(3, 0.8, 2))
     wood = mix(wood, wood * 0.5, ((edge - 0.47) / 0.03).clamp(0, 1))
     board = torch.exp(-(((c.y - horizon + 0.02) / 0.018) ** 4))
@@ -337,16 +333,15 @@ def _bricks(c: _Canvas) -> Tensor:
 
 def _space(c: _Canvas) -> Tensor:
     cloud = (0.5 * c.fractal(0, 0.6) + 0.3).clamp(0, 1)
-    tint = mix(torch.tensor([0.42, 0.12, 0.55], device=c.y.device).view(1, 3, 1, 1),
-               torch.tensor([0.06, 0.38, 0.58], device=c.y.device).view(1, 3, 1, 1), torch.sigmoid(3 * c.fractal(1, 0.5)))
-    picture = torch.tensor([0.015, 0.015, 0.05], device=c.y.device).view(1, 3, 1, 1) + tint * cloud
+    tint = mix(c.plain(0.42, 0.12, 0.55), c.plain(0.06, 0.38, 0.58), torch.sigmoid(3 * c.fractal(1, 0.5)))
+    picture = c.plain(0.015, 0.015, 0.05) + tint * cloud
     stars = ((c.fractal(4, 1.0, 4) - 1.6) * 1.5).clamp(0, 1)
     distance = ((c.x - c.u(3, 0.1, 0.9)) ** 2 + (c.y - c.u(4, 0.1, 0.9)) ** 2).sqrt()
     radius = c.u(5, 0.06, 0.16)
     disc = ((radius - distance) * c.height + 0.5).clamp(0, 1)
     side = ((c.x - c.u(3, 0.1, 0.9)) / radius * 0.5 + 0.5).clamp(0, 1)
-    planet = (0.25 + 0.75 * side) * (1 + 0.25 * torch.sin((c.y / radius) * 5 + c.fractal(2))) * (0.4 + 0.5 * c.surface())
-    return mix(picture + stars, planet, disc)
+    bands = 1 + 0.25 * torch.sin((c.y / radius) * 5 + c.fractal(2))
+    return mix(picture + stars, (0.25 + 0.75 * side) * bands * (0.4 + 0.5 * c.surface()), disc)
 
 
 @dataclass(frozen=True)
@@ -389,12 +384,14 @@ def render_scenes(place: str, parameters: SceneParameters, height: int, width: i
 
     Args:
         place: a key of PLACES.
-        parameters: of the n pictures, on any device; untimed places are drawn in daylight.
+        parameters: of the n pictures, on any device.
         height: pixels.
         width: pixels.
 
     Returns:
         (n, 3, height, width) in [0, 1].
     """
+    if not PLACES[place].timed:
+        parameters = replace(parameters, time=torch.zeros_like(parameters.time))
     canvas = _Canvas(parameters, height, width)
     return PLACES[place].draw(canvas).clamp(0, 1).expand(-1, 3, -1, -1).contiguous()

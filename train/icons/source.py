@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from text2layer_core.compositing import pad_foreground
 from torch import Tensor
 from torch.nn import functional
 
+from text2layer_core.compositing import pad_foreground
 from train.icons.captions import EFFECTS, POSITIONS, SIZES, SceneDescription, describe
 from train.icons.effects import apply_effect
 from train.icons.scenes import NOISE_VALUES, PLACES, SURFACE_COLOURS, TIMES, UNIFORMS, SceneParameters, render_scenes
@@ -115,7 +115,8 @@ class IconSource:
         draws = [self._draw(index) for index in range(start, start + count)]
         textures = [self._rng(index, 1) for index in range(start, start + count)]
         uniforms = torch.from_numpy(np.stack([rng.random(UNIFORMS, np.float32) for rng in textures])).to(device)
-        noise = torch.from_numpy(np.stack([rng.standard_normal(NOISE_VALUES, np.float32) for rng in textures])).to(device)
+        texture = np.stack([rng.standard_normal(NOISE_VALUES, np.float32) for rng in textures])
+        noise = torch.from_numpy(texture).to(device)
         background = self._backgrounds(draws, uniforms, noise)
         sprite = self._sprites(draws, noise)
         mask = torch.where(sprite[:, 3:] < 1 / 255, 0.0, sprite[:, 3:])

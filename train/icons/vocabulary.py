@@ -54,7 +54,7 @@ def load_vocabulary(packages: Path, things: Sequence[str] = ()) -> tuple[Thing, 
     Raises:
         ValueError: a package is missing, or a key is not in the vocabulary (the nearest is named).
     """
-    noto = _read(packages / ICON_SETS["noto"] / "metadata.json")["categories"]
+    noto: dict[str, list[str]] = _read(packages / ICON_SETS["noto"] / "metadata.json")["categories"]
     fluent = icon_names(packages, "fluent")
     keys = sorted(
         key for category in CATEGORIES for key in noto[category]
@@ -90,7 +90,9 @@ def icon_svgs(packages: Path, icon_set: str, keys: Sequence[str]) -> list[str]:
     aliases = data.get("aliases", {})
     svgs: list[str] = []
     for key in keys:
-        icon = data["icons"][aliases[key]["parent"] if key in aliases else key]
+        while key in aliases:
+            key = aliases[key]["parent"]
+        icon = data["icons"][key]
         width, height = icon.get("width", data.get("width", 16)), icon.get("height", data.get("height", 16))
         side = max(width, height)
         left, top = icon.get("left", 0) - (side - width) / 2, icon.get("top", 0) - (side - height) / 2
