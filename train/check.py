@@ -1,0 +1,259 @@
+"""Held-out figures of a model trained on icons: `python -m train.check --model FILE [--json]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from text2layer_core import metrics
+from text2layer_core.checkpoint import Text2LayerModel, bundled_model_path, load_checkpoint
+from text2layer_core.compositing import compose
+from text2layer_core.layers import TwoLayerImage
+from text2layer_core.pipeline import Text2LayerPipeline
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from train.config import parse
+from train.data import DataConfig, expand
+from train.icons.source import IconSource
+from train.icons.sprites import load_sprites
+from train.pictures import save_grid
+
+_BATCH = 16
+_THUMBNAIL = 8
+_SPREAD_SEEDS = 4
+_PROBE_SCENES = 2000
+_PROBE_SIDE = 8
+
+
+def thumbnail(picture: Tensor) -> Tensor:
+    """A picture (N, C, H, W) shrunk eightfold and enlarged again, bicubic: what a mere blur keeps."""
+    small = functional.interpolate(picture, scale_factor=1 / _THUMBNAIL, mode="bicubic", antialias=True)
+    return functional.interpolate(small, size=picture.shape[-2:], mode="bicubic").clamp(0, 1)
+
+
+def layer_figures(prediction: TwoLayerImage, truth: TwoLayerImage) -> dict[str, Tensor]:
+    """Figures of each picture (N,), in dB, shares, and alpha units x pixels."""
+    return {
+        "composed_psnr": metrics.psnr(compose(prediction), compose(truth)),
+        "foreground_psnr": metrics.masked_psnr(prediction.foreground, truth.foreground, truth.mask),
+        "background_psnr": metrics.psnr(prediction.background, truth.background),
+        "mask_soft_iou": metrics.soft_iou(prediction.mask, truth.mask),
+        "mask_soft_band_sad": metrics.soft_band_sad(prediction.mask, truth.mask),
+    }
+
+
+@torch.no_grad()
+def check_autoencoder(model: Text2LayerModel, source: IconSource, count: int, device: torch.device) -> dict[str, Any]:
+    """Reconstruction of held-out scenes, beside their thumbnails'.
+
+    Args:
+        model: any checkpoint.
+        source: held-out scenes.
+        count: how many.
+        device: where to compute.
+
+    Returns:
+        Figure name -> {"model", "thumbnail"}, means over the scenes.
+    """
+    autoencoder = model.autoencoder.to(device).eval()
+    found: dict[str, dict[str, list[Tensor]]] = {"model": {}, "thumbnail": {}}
+    for start in tqdm(range(0, count, _BATCH), desc="autoencoder", unit="batch", file=sys.stderr):
+        truth = source.batch(start, min(_BATCH, count - start), device).image
+        decoded = autoencoder.decode(autoencoder.encode(truth).mode())
+        blurred = TwoLayerImage(*(thumbnail(part) for part in (truth.foreground, truth.background, truth.mask)))
+        for name, prediction in (("model", decoded.layers), ("thumbnail", blurred)):
+            figures = layer_figures(prediction, truth)
+            if name == "thumbnail":
+                figures["composed_psnr"] = metrics.psnr(thumbnail(compose(truth)), compose(truth))
+            elif decoded.predicted_composed is not None:
+                figures["predicted_composed_psnr"] = metrics.psnr(decoded.predicted_composed, compose(truth))
+            for key, values in figures.items():
+                found[name].setdefault(key, []).append(values.cpu())
+    means = {name: {key: float(torch.cat(values).nanmean()) for key, values in figures.items()}
+             for name, figures in found.items()}
+    return {key: {name: means[name][key] for name in means if key in means[name]} for key in means["model"]}
+
+
+class PlaceProbe:
+    """Which place a background shows: a linear classifier on its 8x8 thumbnail, fitted on true training scenes."""
+
+    def __init__(self, source: IconSource) -> None:
+        """Fits the probe.
+
+        Args:
+            source: training scenes.
+        """
+        self.places = source.places
+        features, labels = self._examples(source, 0, _PROBE_SCENES)
+        self._mean, self._deviation = features.mean(0), features.std(0) + 1e-4
+        self._linear = nn.Linear(features.shape[1], len(self.places))
+        optimizer = torch.optim.LBFGS(self._linear.parameters(), max_iter=200)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            penalty = 1e-3 * self._linear.weight.square().sum()
+            loss = functional.cross_entropy(self._linear(self._normalised(features)), labels) + penalty
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)  # pyright: ignore[reportArgumentType] - its stub wants a float
+        unseen, answers = self._examples(source, _PROBE_SCENES, 500)
+        self.accuracy = float((self._answer(unseen) == answers).float().mean())
+
+    def __call__(self, background: Tensor) -> Tensor:
+        """Index of the place of each background (N, 3, H, W), (N,)."""
+        return self._answer(self._features(background))
+
+    def _examples(self, source: IconSource, start: int, count: int) -> tuple[Tensor, Tensor]:
+        blocks = [source.batch(i, 50).stack[:, 3:6] for i in range(start, start + count, 50)]
+        labels = [self.places.index(scene.place) for scene in source.scenes(start, count)]
+        return torch.cat([self._features(block) for block in blocks]), torch.tensor(labels)
+
+    def _features(self, background: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(background.cpu(), _PROBE_SIDE).flatten(1)
+
+    def _normalised(self, features: Tensor) -> Tensor:
+        return (features - self._mean) / self._deviation
+
+    @torch.no_grad()
+    def _answer(self, features: Tensor) -> Tensor:
+        return self._linear(self._normalised(features)).argmax(1)
+
+
+def check_generation(
+    pipeline: Text2LayerPipeline, train: IconSource, held_out: IconSource, count: int, *, steps: int,
+    guidance_scale: float, sampler: str = "ddim", sheet: Path | None = None,
+) -> dict[str, Any]:
+    """Pictures of held-out prompts: do they show the thing and the place, and do the layers fit.
+
+    Args:
+        pipeline: the model.
+        train: training scenes, for the place probe.
+        held_out: scenes whose captions are drawn.
+        count: how many prompts.
+        steps: of the sampler.
+        guidance_scale: of the sampler.
+        sampler: "ddim" or "dpmpp".
+        sheet: where to save the pictures, if anywhere.
+
+    Returns:
+        Plain figures; shares in [0, 1], dB.
+    """
+    prompts, scenes = held_out.captions(0, count), held_out.scenes(0, count)
+    settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler,
+                                "width": held_out.size, "height": held_out.size}
+    bank = metrics.sprite_bank(*held_out.sprites(64))
+    names = [thing.key for thing in held_out.things]
+    asked = torch.tensor([names.index(scene.thing.key) for scene in scenes])
+    probe = PlaceProbe(train)
+    places = torch.tensor([held_out.places.index(scene.place) for scene in scenes])
+    drawn: list[TwoLayerImage] = []
+    consistency: list[Tensor] = []
+    for start in tqdm(range(0, count, _BATCH), desc="generation", unit="batch", file=sys.stderr):
+        output = pipeline(prompts[start : start + _BATCH], seed=start, **settings)
+        drawn.append(output.layers.to("cpu"))
+        if output.predicted_composed is not None:
+            consistency.append(metrics.consistency_psnr(output.predicted_composed, output.composed).cpu())
+    layers = TwoLayerImage.from_stack(torch.cat([image.stack() for image in drawn]))
+    truth = held_out.batch(0, count).image
+    area = layers.mask.mean(dim=(1, 2, 3))
+    composed = compose(layers)
+    if sheet is not None:
+        save_grid(sheet, [composed[i : i + 8] for i in range(0, count - count % 8, 8)])
+    few = prompts[: min(8, count)]
+    again = torch.stack([compose(pipeline(few, seed=1000 * (k + 1), **settings).layers).cpu() for k in range(_SPREAD_SEEDS)])
+    return {
+        "prompts": count, "steps": steps, "guidance_scale": guidance_scale, "sampler": sampler,
+        "thing_top1": _share(metrics.nearest_sprite(layers.foreground, layers.mask, bank) == asked),
+        "thing_top1_true_composites": _share(metrics.nearest_sprite(truth.foreground, truth.mask, bank) == asked),
+        "thing_top1_chance": 1 / len(names),
+        "place_top1": _share(probe(layers.background) == places),
+        "place_top1_true_composites": probe.accuracy,
+        "consistency_psnr": float(torch.cat(consistency).mean()) if consistency else None,
+        "mask_area_within_2_and_90_percent": _share((area > 0.02) & (area < 0.9)),
+        "spread_between_seeds": _spread(again.transpose(0, 1)),
+        "spread_between_prompts": _spread(again),
+    }
+
+
+def _spread(groups: Tensor) -> float:
+    """Mean root-mean-square difference between the pictures of each group, (groups, n, 3, H, W)."""
+    differences = (groups.unsqueeze(1) - groups.unsqueeze(2)).square().mean(dim=(3, 4, 5)).sqrt()
+    count = groups.shape[1]
+    return float(differences.sum() / (len(groups) * count * (count - 1))) if count > 1 else math.nan
+
+
+def _share(hits: Tensor) -> float:
+    return float(hits.float().mean())
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """The report as text, a figure a line."""
+    lines = ["autoencoder (held-out scenes)" + " " * 13 + "model  thumbnail"]
+    for name, values in report["autoencoder"].items():
+        thumb = f"{values['thumbnail']:10.3f}" if "thumbnail" in values else ""
+        lines.append(f"  {name:36s}{values['model']:10.3f} {thumb}")
+    if "generation" in report:
+        lines.append("generation (held-out prompts)")
+        for name, value in report["generation"].items():
+            lines.append(f"  {name:36s}{value:10.3f}" if isinstance(value, float) else f"  {name:36s}{value!s:>10}")
+    return "\n".join(lines)
+
+
+def run_check(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Computes the report; ValueError on a model or data that do not fit."""
+    device = torch.device(arguments.device)
+    model = load_checkpoint(arguments.model or bundled_model_path(), device=device)
+    if "data" not in model.card:
+        raise ValueError("--model must carry the section data in its card, got a card without one")
+    data = parse(model.card["data"], DataConfig, "card: data")
+    if data.icons is None:
+        raise ValueError(f"--model must be trained on icons, got the source {data.source}")
+    icons = replace(data.icons, cache=str(arguments.sprites)) if arguments.sprites else data.icons
+    cache = load_sprites(expand(icons.cache))
+    train, held_out = (IconSource(cache, icons, data.size, data.seed, split) for split in ("train", "held_out"))
+    report: dict[str, Any] = {"images": model.card.get("images"),
+                              "autoencoder": check_autoencoder(model, held_out, arguments.scenes, device)}
+    if model.unet is not None and arguments.prompts:
+        guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
+        report["generation"] = check_generation(
+            Text2LayerPipeline(model, device), train, held_out, arguments.prompts, steps=arguments.steps,
+            guidance_scale=guidance, sampler=arguments.sampler, sheet=arguments.sheet,
+        )
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; 0, or 2 with one line on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m train.check", description=__doc__)
+    parser.add_argument("--model", type=Path, help="checkpoint (default: the bundled one)")
+    parser.add_argument("--sprites", type=Path, help="sprite cache (default: the one that the model's card names)")
+    parser.add_argument("--scenes", type=int, default=512, help="held-out scenes for the autoencoder")
+    parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to draw; 0 skips the generation")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cfg", type=float, help="guidance (default: the one in the model's card)")
+    parser.add_argument("--sampler", default="ddim", choices=["ddim", "dpmpp"])
+    parser.add_argument("--sheet", type=Path, help="PNG of the drawn pictures")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    arguments = parser.parse_args(argv)
+    try:
+        report = run_check(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report) if arguments.json else format_report(report))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
