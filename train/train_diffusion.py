@@ -180,7 +180,9 @@ class DiffusionTask:
         """Builds the UNet with the current seed."""
         self._config, self._latents, self._schedule = config, latents, schedule
         self._autoencoder = autoencoder
-        self.model = DiffusionModel(build_unet(config.unet), text_encoder, schedule, config.min_snr_gamma)
+        unet = build_unet(config.unet)
+        _initialise_unet(unet)
+        self.model = DiffusionModel(unet, text_encoder, schedule, config.min_snr_gamma)
         if device.type == "cpu":
             _use_plain_attention(self.model)
         self.objectives: Sequence[Objective] = (Objective("diffusion", self.model),)
@@ -267,6 +269,22 @@ def make_task(config: DiffusionTrainingConfig, device: torch.device) -> Diffusio
     scale = config.latent_scale or latents.measured_scale(device)
     return DiffusionTask(config, latents, autoencoder, text_encoder, replace(config.schedule, latent_scale=scale),
                          device)
+
+
+@torch.no_grad()
+def _initialise_unet(unet: UNet2DConditionModel) -> None:
+    """Starts every residual branch and the output at zero, as Latent Diffusion's code does and diffusers' does not."""
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    last = [unet.conv_out]
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            last.append(module.conv2)
+        elif isinstance(module, Transformer2DModel):
+            last.append(module.proj_out)
+    for layer in last:
+        layer.weight.zero_()
 
 
 def _use_plain_attention(model: DiffusionModel) -> None:
