@@ -1,0 +1,126 @@
+"""One latent for all layers against one per layer, as LayerDiffuse joins them: `python -m benchmarks.sampling`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks.common import BUSY, Goal, machine_is_idle, make_parser, positive, print_table, report, seconds_in_turns
+from text2layer_core.autoencoder import AUTOENCODER_PRESETS
+from text2layer_core.checkpoint import CheckpointError, bundled_model_path, load_checkpoint
+from text2layer_core.sampling import initial_noise, sample_ddim
+from text2layer_core.schedule import ScheduleConfig
+from text2layer_core.unet import UNET_PRESETS, build_unet
+from train.config import load_config
+from train.train_autoencoder import AutoencoderTrainingConfig
+from train.train_diffusion import DiffusionTrainingConfig
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+GOAL = Goal(0.42)
+LATENTS_PER_SAMPLE = 3  # LayerDiffuse joins foreground, background and composed picture as a batch of three
+CLIP_TOKENS = 77
+GUIDANCE_SCALE = 7.5
+CONFIGS = Path(__file__).resolve().parent.parent / "train" / "configs"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is sampled from.
+
+    Attributes:
+        origin: of the UNet, in words.
+        unet: the UNet, in eval mode.
+        schedule: its schedule.
+        tokens: length of the encoded prompt.
+        downscale: pixels per latent cell along each side.
+        size: pixels a side, where the command line does not say; the model's own.
+        steps: of one sample, where the command line does not say.
+    """
+
+    origin: str
+    unet: UNet2DConditionModel
+    schedule: ScheduleConfig
+    tokens: int
+    downscale: int
+    size: int
+    steps: int
+
+
+def bundled_case() -> Case:
+    """The bundled model or, where there is none, its training configs with random weights, which cost the same."""
+    try:
+        path = bundled_model_path()
+    except CheckpointError:
+        autoencoder = load_config(CONFIGS / "mini_autoencoder.yaml", (), AutoencoderTrainingConfig).autoencoder
+        diffusion = load_config(CONFIGS / "mini_diffusion.yaml", (), DiffusionTrainingConfig)
+        tokens = diffusion.text.encoder.max_length if diffusion.text.encoder is not None else CLIP_TOKENS
+        unet = build_unet(diffusion.unet).eval()
+        return Case("train/configs, random weights", unet, diffusion.schedule, tokens, autoencoder.downscale, 256, 20)
+    model = load_checkpoint(path)
+    if model.unet is None or model.text_encoder is None:
+        raise CheckpointError(f"{path} must hold a UNet and a text encoder")
+    tokens = model.text_encoder.config.max_length
+    return Case("bundled model", model.unet, model.schedule, tokens, model.autoencoder.config.downscale, 256, 20)
+
+
+def sd_case() -> Case:
+    """The UNet of Stable Diffusion v1's size, random weights."""
+    unet = build_unet(UNET_PRESETS["sd"]).eval()
+    downscale = AUTOENCODER_PRESETS["sd"].downscale
+    return Case("preset sd, random weights", unet, ScheduleConfig(), CLIP_TOKENS, downscale, 512, 1)
+
+
+CASES = {"bundled": bundled_case, "sd": sd_case}
+
+
+def measure(name: str, case: Case, repeats: int) -> float:
+    """Prints the medians of one case; seconds of one latent over seconds of three."""
+    steps, side, config = case.steps, case.size // case.downscale, case.unet.config
+    context = torch.randn(LATENTS_PER_SAMPLE, case.tokens, config["cross_attention_dim"])
+    noise = torch.cat([initial_noise(k, (1, config["in_channels"], side, side)) for k in range(LATENTS_PER_SAMPLE)])
+
+    def sample(latents: int) -> None:
+        sample_ddim(case.unet, case.schedule, noise[:latents], context[:latents], torch.zeros_like(context[:1]),
+                    steps=steps, guidance_scale=GUIDANCE_SCALE)
+
+    seconds = seconds_in_turns({"one": lambda: sample(1), "three": lambda: sample(LATENTS_PER_SAMPLE)}, repeats)
+    parameters = sum(parameter.numel() for parameter in case.unet.parameters()) / 1e6
+    print(f"{name} ({case.origin}): {parameters:.1f} M parameters, {case.size} px, latent {side}x{side}, "
+          f"{steps} steps with guidance, median of {repeats}")
+    print_table([
+        ("one latent per sample", f"{seconds['one'] / steps:.3f} s a step"),
+        ("three latents per sample", f"{seconds['three'] / steps:.3f} s a step"),
+    ])
+    return seconds["one"] / seconds["three"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark: 0 if the goal is met, 1 if missed, 2 if nothing was measured."""
+    parser = make_parser("sampling", __doc__ or "", repeats=5)
+    parser.add_argument("--case", choices=list(CASES), help="one case alone (default: all)")
+    parser.add_argument("--size", type=int, help="pixels a side (default: 256, for sd 512)")
+    parser.add_argument("--steps", type=int, help="of one sample (default: 20, for sd 1)")
+    arguments = parser.parse_args(argv)
+    chosen = {name: getattr(arguments, name) for name in ("size", "steps") if getattr(arguments, name) is not None}
+    positive(parser, arguments, "repeats", *chosen)
+    if not machine_is_idle(force=arguments.force):
+        return BUSY
+    torch.manual_seed(0)
+    ratios: dict[str, float] = {}
+    for name in [arguments.case] if arguments.case else CASES:
+        case = replace(CASES[name](), **chosen)
+        stride = case.downscale * 2 ** (len(case.unet.config["block_out_channels"]) - 1)
+        if case.size % stride:
+            parser.error(f"--size must be a multiple of {name}'s stride {stride}, got {case.size}")
+        ratios[name] = measure(name, case, arguments.repeats)
+    return report(ratios, GOAL)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
