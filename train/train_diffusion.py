@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _SHEET_SAMPLES = 8
 _TOKENIZER_CAPTIONS = 20_000
 _NOISE_STREAM, _LATENT_STREAM = 0, 1
-_GOLDEN = 0.6180339887498949
+_R2 = (0.7548776662466927, 0.5698402909980532)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +194,10 @@ class DiffusionTask:
         """Latents, noise, timesteps and tokens of some samples, all fixed by their index."""
         indices = np.arange(part.start, part.start + part.count)
         seed = self._config.training.seed
-        drop = np.random.default_rng((seed, 3, part.start)).random(part.count) < self._config.caption_dropout
+        # Roberts' R2 sequence spreads timesteps and dropped captions evenly over a batch; each is still uniform.
+        levels, chances = ((indices * step + seed * 0.5) % 1 for step in _R2)
+        drop = chances < self._config.caption_dropout
         captions = ["" if dropped else text for dropped, text in zip(drop, self._latents.captions(part), strict=True)]
-        # A golden-ratio sequence spreads the timesteps of a batch evenly; each one is still uniform.
-        levels = (indices * _GOLDEN + seed * _GOLDEN**2) % 1
         timesteps = torch.from_numpy((levels * self._schedule.num_train_timesteps).astype(np.int64))
         return DiffusionBatch(
             self._latents.latents(part, device) * self._schedule.latent_scale,
