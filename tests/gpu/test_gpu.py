@@ -208,7 +208,7 @@ def test_peak_memory_at_preset_sd(dtype: torch.dtype, most_gib: float, record_pr
     with torch.device(DEVICE):
         autoencoder = CaT2IAutoencoder(AUTOENCODER_PRESETS["sd"]).to(dtype)
         unet = build_unet(UNET_PRESETS["sd"]).to(dtype)
-        text_encoder = TextEncoder(CLIP_L_TEXT, tokenizer).to(dtype)
+    text_encoder = TextEncoder(CLIP_L_TEXT, tokenizer).to(dtype)
     pipeline = Text2LayerPipeline(Text2LayerModel(autoencoder, unet, text_encoder, ScheduleConfig()), DEVICE)
     weights = torch.cuda.memory_allocated() - before
     torch.cuda.reset_peak_memory_stats()
