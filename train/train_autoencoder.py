@@ -69,6 +69,11 @@ class AutoencoderTrainingConfig:
     losses: LossConfig = field(default_factory=LossConfig)
     cached: int = 0
 
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if self.cached < 0:
+            raise ValueError(f"cached must not be negative, got {self.cached}")
+
 
 @dataclass
 class AutoencoderBatch:
@@ -109,6 +114,7 @@ class AutoencoderObjective(nn.Module):
             batch.stack, lambda d: d.mean + torch.exp(0.5 * d.logvar) * batch.noise
         )
         outputs = {name: output.float() for name, output in outputs.items()}
+        outputs["mask"] = _saturated(outputs["mask"])
         truths = {"foreground": foreground, "background": background, "composed": blend(foreground, background, mask)}
         pictures = [name for name in truths if name in outputs]
         terms: dict[str, Tensor] = {}
