@@ -255,6 +255,16 @@ def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> Autoen
     return AutoencoderTask(config, source, _lpips(device) if lpips else None)
 
 
+def _saturated(mask: Tensor) -> Tensor:
+    """The mask clamped to [0, 1] as decoding clamps it, with a slope of 0.1 outside so that gradients go on.
+
+    The paper is silent about the head's range. Regressing 0 and 1 exactly leaves a haze around the thing; past the ends
+    the head may overshoot.
+    """
+    clamped = mask.clamp(0, 1)
+    return clamped + 0.1 * (mask - clamped)
+
+
 def _lpips(device: torch.device) -> losses.PerceptualNetwork:
     try:
         import lpips  # pyright: ignore[reportMissingImports]
