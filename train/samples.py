@@ -31,6 +31,6 @@ def epoch_rows(seed: int, start: int, count: int, rows: int) -> np.ndarray:
     return np.array([_epoch_order(seed, int(epoch), rows)[offset] for epoch, offset in pairs], dtype=np.int64)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(rows)

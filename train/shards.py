@@ -94,7 +94,7 @@ def _index(path: Path) -> list[_Entry]:
                 name = PurePosixPath(member.name)
                 stem, _, part = name.name.partition(".")  # WebDataset's rule: the key ends at the name's first dot
                 if member.isfile() and part in _PARTS:
-                    spans.setdefault(str(name.with_name(stem)), {})[part] = (member.offset_data, member.size)
+                    spans.setdefault(f"{name.parent}/{stem}", {})[part] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise ValueError(f"a shard must be an uncompressed tar file, got {path}: {error}") from error
     return [_Entry(path, key, parts) for key, parts in spans.items() if len(parts) == len(_PARTS)]

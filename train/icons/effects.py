@@ -24,7 +24,7 @@ def out_of_focus(sprite: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
 
 def moving(sprite: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     """Blur along a line within 30 degrees of the horizontal, 11 % of the picture long."""
-    kernel = 2 * int(sprite.shape[-2] * 0.055) + 1
+    kernel = 2 * max(1, int(sprite.shape[-2] * 0.055)) + 1
     return motion_blur(sprite, kernel, strength * 60 - 30, torch.zeros_like(strength), "constant")
 
 

@@ -1,0 +1,109 @@
+"""The source `shards` on tar files written here; expected pixels are the bytes that were written."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from train.samples import epoch_rows
+from train.shards import ShardsConfig, ShardSource
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sample(seed: int, height: int = 8, width: int = 8) -> dict[str, bytes]:
+    """A red square on noise; its foreground is black where the mask is 0, as careless data is."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), np.uint8)
+    mask[2:5, 2:5] = 128
+    foreground = np.where(mask[..., None] > 0, np.array([200, 10, 10 + seed], np.uint8), 0).astype(np.uint8)
+    background = rng.integers(0, 256, (height, width, 3), np.uint8)
+    return {"foreground.png": png(foreground), "background.png": png(background), "mask.png": png(mask),
+            "txt": f"thing {seed}\n".encode()}
+
+
+def write(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for key, parts in samples.items():
+            for part, data in parts.items():
+                info = tarfile.TarInfo(f"{key}.{part}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ShardsConfig:
+    write(tmp_path / "train-0.tar", {f"{i:04d}": sample(i) for i in range(3)})
+    write(tmp_path / "train-1.tar", {f"{i:04d}": sample(i) for i in range(3, 5)})
+    write(tmp_path / "held-0.tar", {"0009": sample(9)})
+    return ShardsConfig(files=str(tmp_path / "train-*.tar"), held_out=str(tmp_path / "held-*.tar"))
+
+
+def test_every_sample_once_an_epoch_at_any_batch_size(config: ShardsConfig) -> None:
+    source = ShardSource(config, 8, seed=4)
+    order = [f"thing {row}" for row in epoch_rows(4, 0, 10, 5)]
+    assert sorted(order[:5]) == [f"thing {i}" for i in range(5)]
+    whole = source.batch(0, 10)
+    assert whole.captions == order == source.captions(0, 10)
+    assert torch.equal(torch.cat([source.batch(start, 2).stack for start in range(0, 10, 2)]), whole.stack)
+
+
+def test_pixels_are_the_files_and_the_foreground_is_padded(config: ShardsConfig) -> None:
+    batch = ShardSource(config, 8, seed=0, split="held_out").batch(0, 1)
+    foreground, background, mask = batch.stack[0].split([3, 3, 1])
+    assert batch.captions == ["thing 9"]
+    expected = np.random.default_rng(9).integers(0, 256, (8, 8, 3), np.uint8)
+    assert torch.equal((background * 255).round().byte().permute(1, 2, 0), torch.from_numpy(expected))
+    assert mask.unique().tolist() == [0.0, pytest.approx(128 / 255)]
+    # The only known colour is the square's, so padding can bring nothing else.
+    assert torch.allclose(foreground, torch.tensor([200, 10, 19]).view(3, 1, 1) / 255)
+
+
+def test_larger_pictures_are_scaled_and_cropped_at_the_centre(tmp_path: Path) -> None:
+    wide = sample(1, height=8, width=16)
+    columns = np.zeros((8, 16, 3), np.uint8)
+    columns[:, 4:12] = 255
+    write(tmp_path / "a.tar", {"0": {**wide, "background.png": png(columns)}})
+    stack = ShardSource(ShardsConfig(files=str(tmp_path / "a.tar")), 8, seed=0).batch(0, 1).stack
+    assert stack.shape == (1, 7, 8, 8)
+    assert stack[:, 3:6].min() == 1  # the middle half of the width is white
+
+
+def test_keys_follow_webdataset(tmp_path: Path) -> None:
+    incomplete = {part: data for part, data in sample(3).items() if part != "txt"}
+    write(tmp_path / "a.tar", {"./0001": sample(1), "data.v2/0002": sample(2), "0003": incomplete})
+    source = ShardSource(ShardsConfig(files=str(tmp_path / "a.tar")), 8, seed=0)
+    assert sorted(source.captions(0, 2)) == ["thing 1", "thing 2"]
+
+
+def test_says_which_shard_is_wrong(tmp_path: Path, config: ShardsConfig) -> None:
+    with pytest.raises(ValueError, match=r"shards of the split train must exist, found none for '.*none-\*.tar'"):
+        ShardSource(ShardsConfig(files=str(tmp_path / "none-*.tar")), 8, 0)
+    with pytest.raises(ValueError, match="shards of the split held_out must exist, found none for ''"):
+        ShardSource(ShardsConfig(files=config.files), 8, 0, "held_out")
+    packed = tmp_path / "packed.tar"
+    packed.write_bytes(gzip.compress((tmp_path / "train-0.tar").read_bytes()))
+    with pytest.raises(ValueError, match=r"a shard must be an uncompressed tar file, got .*packed.tar"):
+        ShardSource(ShardsConfig(files=str(packed)), 8, 0)
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes((tmp_path / "train-0.tar").read_bytes()[:1700])
+    with pytest.raises(ValueError, match=r"a shard must be an uncompressed tar file, got .*cut.tar"):
+        ShardSource(ShardsConfig(files=str(cut)), 8, 0)
+    write(tmp_path / "other.tar", {"0": {"jpg": b""}})
+    with pytest.raises(ValueError, match=r"shards must hold samples with foreground.png, .*, found none in"):
+        ShardSource(ShardsConfig(files=str(tmp_path / "other.tar")), 8, 0)
+    write(tmp_path / "broken.tar", {"7": {**sample(7), "mask.png": b"no picture"}})
+    with pytest.raises(ValueError, match=r"sample ./7 of .*broken.tar must hold readable pictures"):
+        ShardSource(ShardsConfig(files=str(tmp_path / "broken.tar")), 8, 0).batch(0, 1)
