@@ -119,6 +119,15 @@ def save_sheet(path: str | Path, image: TwoLayerImage, prompt: str = "") -> None
     _save_one(path, image, lambda temporary, pictures: _write_png(temporary, _sheet(pictures, prompt)))
 
 
+def layer_sheet(image: TwoLayerImage, prompt: str = "") -> Image.Image:
+    """The picture that `save_sheet` writes, RGB.
+
+    Raises:
+        ValueError: the image holds more than one picture.
+    """
+    return _sheet(_pictures(image), prompt)
+
+
 def save_layers(
     folder: str | Path,
     image: TwoLayerImage,

@@ -7,7 +7,6 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,18 +208,26 @@ def format_report(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run_check(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Computes the report; ValueError on a model or data that do not fit."""
-    device = torch.device(arguments.device)
-    model = load_checkpoint(arguments.model or bundled_model_path(), device=device)
+def open_icons(model: Text2LayerModel, split: str, sprites: Path | None) -> IconSource:
+    """The icon scenes that a model's card names; `sprites` is another place of their cache.
+
+    Raises:
+        ValueError: the card names no icons, or the cache is not there.
+    """
     if "data" not in model.card:
         raise ValueError("--model must carry the section data in its card, got a card without one")
     data = parse(model.card["data"], DataConfig, "card: data")
     if data.icons is None:
         raise ValueError(f"--model must be trained on icons, got the source {data.source}")
-    icons = replace(data.icons, cache=str(arguments.sprites)) if arguments.sprites else data.icons
-    cache = load_sprites(expand(icons.cache))
-    train, held_out = (IconSource(cache, icons, data.size, data.seed, split) for split in ("train", "held_out"))
+    cache = load_sprites(sprites or expand(data.icons.cache))
+    return IconSource(cache, data.icons, data.size, data.seed, split)
+
+
+def run_check(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Computes the report; ValueError on a model or data that do not fit."""
+    device = torch.device(arguments.device)
+    model = load_checkpoint(arguments.model or bundled_model_path(), device=device)
+    train, held_out = (open_icons(model, split, arguments.sprites) for split in ("train", "held_out"))
     report: dict[str, Any] = {"images": model.card.get("images"),
                               "autoencoder": check_autoencoder(model, held_out, arguments.scenes, device)}
     if model.unet is not None and arguments.prompts:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from text2layer_core.checkpoint import load_checkpoint, save_checkpoint
+import torch
+from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 
 LICENCES = {
     "weights": "Apache-2.0",
@@ -19,17 +20,35 @@ LICENCES = {
 }
 
 
+def take_decoder(model: Text2LayerModel, finer: Text2LayerModel) -> None:
+    """Replaces the autoencoder by one that encodes the same and decodes better.
+
+    Raises:
+        ValueError: the encoders differ, so the UNet would not fit.
+    """
+    ours, theirs = model.autoencoder.state_dict(), finer.autoencoder.state_dict()
+    encoder = [key for key in ours if key.startswith(("encoder.", "quant_conv."))]
+    if model.autoencoder.config != finer.autoencoder.config or not all(torch.equal(ours[k], theirs[k]) for k in encoder):
+        raise ValueError("--autoencoder must have the model's own encoder (train it with frozen_encoder), got another")
+    model.autoencoder.load_state_dict(theirs)
+    model.card["autoencoder"] = finer.card
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 with one line on bad input."""
     parser = argparse.ArgumentParser(prog="python -m train.release", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="export of train_diffusion (model.safetensors)")
     parser.add_argument("--report", type=Path, required=True, help="what `python -m train.check --json` printed")
+    parser.add_argument("--autoencoder", type=Path,
+                        help="export of train_autoencoder with frozen_encoder, whose decoder to take")
     parser.add_argument("--name", default="text2layer-mini")
     parser.add_argument("--hardware", required=True, help='what it was trained on ("two CPU cores, 2 hours")')
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
     try:
         model = load_checkpoint(arguments.model)
+        if arguments.autoencoder is not None:
+            take_decoder(model, load_checkpoint(arguments.autoencoder))
         figures: dict[str, Any] = json.loads(arguments.report.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -60,6 +60,7 @@ class AutoencoderTrainingConfig:
     Attributes:
         run: run folder, outside the checkout.
         cached: samples drawn once to disk and seen again in new orders; 0 draws every sample afresh.
+        frozen_encoder: train the decoder alone (with --init-from), so that a UNet trained on the latents still fits.
     """
 
     run: str
@@ -198,6 +199,9 @@ class AutoencoderTask:
         """Builds the networks with the current seed; LPIPS's network is needed where the config asks for LPIPS."""
         self._config, self._source = config, source
         self.autoencoder = CaT2IAutoencoder(config.autoencoder)
+        if config.frozen_encoder:
+            for part in (self.autoencoder.encoder, self.autoencoder.quant_conv):
+                part.requires_grad_(False)
         objectives: list[Objective] = []
         discriminator = None
         if config.losses.adversarial:
