@@ -69,6 +69,7 @@ class AutoencoderTrainingConfig:
     training: TrainingConfig
     losses: LossConfig = field(default_factory=LossConfig)
     cached: int = 0
+    frozen_encoder: bool = False
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
