@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
 from text2layer_core.autoencoder import CaT2IAutoencoder, LatentDistribution
 from text2layer_core.checkpoint import CLIP_L, Text2LayerModel, load_checkpoint, save_checkpoint, unet_config
 from text2layer_core.compositing import compose
 from text2layer_core.pipeline import Text2LayerPipeline
 from text2layer_core.schedule import ScheduleConfig, add_noise, min_snr_weight, training_target
-from text2layer_core.text_encoder import TextEncoder, TextEncoderConfig, train_tokenizer
+from text2layer_core.text_encoder import END_TOKEN, START_TOKEN, TextEncoder, TextEncoderConfig, train_tokenizer
 from text2layer_core.unet import UNetConfig, build_unet
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from train.data import ArrayCache, DataConfig, Source, epoch_rows, expand, open_source, sample_noise
 from train.engine import Objective, Part, TrainingConfig
 from train.launch import launch
@@ -27,6 +28,7 @@ from train.pictures import save_grid
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import PreTrainedModel
 
 _SHEET_SAMPLES = 8
 _TOKENIZER_CAPTIONS = 20_000
@@ -59,11 +61,15 @@ class DiffusionTrainingConfig:
     Attributes:
         run: run folder, outside the checkout.
         autoencoder: checkpoint whose frozen autoencoder makes the latents.
-        latent_scale: factor to about unit variance; 0 measures it on the first samples.
+        schedule: its own latent_scale stays out; the key below is the one that counts.
+        latent_scale: factor to about unit variance; 0 measures it on the first samples, or takes that of --init-from.
         caption_dropout: share of captions replaced by the empty one, for guidance.
         min_snr_gamma: Min-SNR weighting; 0 is the paper's plain loss.
         cached: samples encoded once to disk; 0 encodes every sample afresh.
         guidance_scale: of the sample sheets, and written in the card as the model's default.
+
+    Raises:
+        ValueError: numbers out of range, all in one line.
     """
 
     run: str
@@ -79,6 +85,18 @@ class DiffusionTrainingConfig:
     cached: int = 0
     guidance_scale: float = 7.5
 
+    def __post_init__(self) -> None:
+        """Collects every problem and raises once."""
+        problems = [f"{name} must not be negative, got {value}" for name, value in (
+            ("latent_scale", self.latent_scale), ("min_snr_gamma", self.min_snr_gamma), ("cached", self.cached),
+            ("guidance_scale", self.guidance_scale)) if not value >= 0]
+        if not 0 <= self.caption_dropout <= 1:
+            problems.append(f"caption_dropout must be in [0, 1], got {self.caption_dropout}")
+        if self.schedule.latent_scale != ScheduleConfig().latent_scale:
+            problems.append(f"latent_scale must not stand under schedule, got {self.schedule.latent_scale} there")
+        if problems:
+            raise ValueError("; ".join(problems))
+
 
 @dataclass(frozen=True)
 class DiffusionBatch:
@@ -91,12 +109,25 @@ class DiffusionBatch:
 
 
 class DiffusionModel(nn.Module):
-    """UNet and text encoder; its forward is the training loss."""
+    """UNet and text encoder; its forward is the training loss.
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: TextEncoder, schedule: ScheduleConfig, gamma: float) -> None:
-        """A text encoder whose parameters are frozen stays so."""
+    The latent scale and the tokenizer are part of its state: a resumed run must not measure or learn them anew.
+
+    Attributes:
+        unet: the UNet.
+        text_encoder: one whose parameters are frozen stays so.
+        latent_scale: scalar.
+    """
+
+    latent_scale: Tensor
+
+    def __init__(
+        self, unet: UNet2DConditionModel, text_encoder: TextEncoder, schedule: ScheduleConfig, gamma: float
+    ) -> None:
+        """Gamma is Min-SNR's, 0 for none."""
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
+        self.register_buffer("latent_scale", torch.tensor(schedule.latent_scale))
         self._schedule, self._gamma = schedule, gamma
 
     def forward(self, batch: DiffusionBatch) -> dict[str, Tensor]:
@@ -108,6 +139,19 @@ class DiffusionModel(nn.Module):
         if self._gamma:
             errors = errors * min_snr_weight(self._schedule, batch.timesteps, self._gamma)
         return {"loss": errors.mean()}
+
+    def get_extra_state(self) -> str:
+        """The tokenizer's JSON."""
+        return self.text_encoder.tokenizer_json
+
+    def set_extra_state(self, state: str) -> None:
+        """Takes over a tokenizer, whose weights are loaded as well."""
+        from tokenizers import Tokenizer
+
+        encoder, tokenizer = self.text_encoder, Tokenizer.from_str(state)
+        vocabulary = tokenizer.get_vocab()
+        encoder.tokenizer_json, encoder.tokenizer = state, tokenizer
+        encoder.start_id, encoder.end_id = vocabulary[START_TOKEN], vocabulary[END_TOKEN]
 
 
 class LatentSource:
@@ -146,7 +190,7 @@ class LatentSource:
 
     def measured_scale(self, device: torch.device, count: int = 512) -> float:
         """1 / standard deviation of the first samples' latents."""
-        parts = [Part(start, 64) for start in range(0, count, 64)]
+        parts = [Part(start, 16) for start in range(0, count, 16)]
         return float(1 / torch.cat([self.latents(part, device).cpu() for part in parts]).std())
 
     def _rows(self, part: Part) -> np.ndarray:
@@ -158,9 +202,11 @@ class LatentSource:
 
     def _fill(self, device: torch.device) -> None:
         count = self._config.cached
-        shapes = {name: (self.shape, "float16") for name in ("mean", "logvar")}
-        weights = float(sum(p.detach().double().abs().sum() for p in self._autoencoder.parameters()))
-        cache = ArrayCache(expand(self._config.run) / "cache", count, shapes, [asdict(self._config.data), weights])
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
+            "mean": (self.shape, "float16"), "logvar": (self.shape, "float16")
+        }
+        key = [asdict(self._config.data), _fingerprint(self._autoencoder)]
+        cache = ArrayCache(expand(self._config.run) / "cache", count, shapes, key)
         with tqdm(total=count, initial=cache.filled, desc="encode", unit="image", file=sys.stderr) as bar:
             while cache.filled < count:
                 block = min(64, count - cache.filled)
@@ -178,8 +224,7 @@ class DiffusionTask:
         text_encoder: TextEncoder, schedule: ScheduleConfig, device: torch.device,
     ) -> None:
         """Builds the UNet with the current seed."""
-        self._config, self._latents, self._schedule = config, latents, schedule
-        self._autoencoder = autoencoder
+        self._config, self._latents, self._autoencoder = config, latents, autoencoder
         unet = build_unet(config.unet)
         _initialise_unet(unet)
         self.model = DiffusionModel(unet, text_encoder, schedule, config.min_snr_gamma)
@@ -187,8 +232,7 @@ class DiffusionTask:
             _use_plain_attention(self.model)
         self.objectives: Sequence[Objective] = (Objective("diffusion", self.model),)
         self.ema_of: nn.Module = self.model
-        held_out = open_source(config.data, "held_out") if config.data.source == "icons" else None
-        self._prompts = held_out.captions(0, _SHEET_SAMPLES) if held_out else latents.captions(Part(0, _SHEET_SAMPLES))
+        self._prompts = _sheet_prompts(config.data)
 
     def batch(self, part: Part, device: torch.device) -> DiffusionBatch:
         """Latents, noise, timesteps and tokens of some samples, all fixed by their index."""
@@ -198,9 +242,9 @@ class DiffusionTask:
         levels, chances = ((indices * step + seed * 0.5) % 1 for step in _R2)
         drop = chances < self._config.caption_dropout
         captions = ["" if dropped else text for dropped, text in zip(drop, self._latents.captions(part), strict=True)]
-        timesteps = torch.from_numpy((levels * self._schedule.num_train_timesteps).astype(np.int64))
+        timesteps = torch.from_numpy((levels * self._config.schedule.num_train_timesteps).astype(np.int64))
         return DiffusionBatch(
-            self._latents.latents(part, device) * self._schedule.latent_scale,
+            self._latents.latents(part, device) * self.model.latent_scale.to(device),
             _noise(seed, _NOISE_STREAM, part, self._latents.shape).to(device),
             timesteps.to(device),
             self.model.text_encoder.tokenize(captions).to(device),
@@ -221,15 +265,20 @@ class DiffusionTask:
         save_checkpoint(path, self._checkpoint(images))
 
     def load_weights(self, path: Path) -> int:
-        """UNet and text encoder of a checkpoint of the same shape, trained on the same autoencoder."""
-        model = load_checkpoint(path)
+        """UNet, text encoder and latent scale of a checkpoint of the same shape, trained on the same autoencoder."""
+        model, encoder = load_checkpoint(path), self._config.text.encoder
         if model.unet is None or unet_config(model.unet) != self._config.unet:
             raise ValueError(f"--init-from must hold the configured UNet, got {path}")
-        self.model.unet.load_state_dict(model.unet.state_dict())
-        if self._config.text.encoder is not None:
+        if replace(model.schedule, latent_scale=self._config.schedule.latent_scale) != self._config.schedule:
+            raise ValueError(f"--init-from must be trained with the configured schedule, got {model.schedule}")
+        if encoder is not None:
             if model.text_encoder is None or model.text_encoder.config != self.model.text_encoder.config:
                 raise ValueError(f"--init-from must hold the configured text encoder, got {path}")
             self.model.text_encoder.load_state_dict(model.text_encoder.state_dict())
+            self.model.set_extra_state(model.text_encoder.tokenizer_json)
+        self.model.unet.load_state_dict(model.unet.state_dict())
+        if not self._config.latent_scale:
+            self.model.latent_scale.fill_(model.schedule.latent_scale)
         return int(model.card.get("images", 0))
 
     def _checkpoint(self, images: int) -> Text2LayerModel:
@@ -239,7 +288,8 @@ class DiffusionTask:
             "guidance_scale": config.guidance_scale, "data": asdict(config.data),
         }
         external = CLIP_L if config.text.clip is not None else None
-        return Text2LayerModel(self._autoencoder, self.model.unet, self.model.text_encoder, self._schedule, card, external)
+        schedule = replace(config.schedule, latent_scale=float(self.model.latent_scale))
+        return Text2LayerModel(self._autoencoder, self.model.unet, self.model.text_encoder, schedule, card, external)
 
 
 def make_text_encoder(config: TextConfig, source: Source) -> TextEncoder:
@@ -249,8 +299,7 @@ def make_text_encoder(config: TextConfig, source: Source) -> TextEncoder:
     if config.encoder is None:
         raise ValueError("text must have either encoder or clip")
     tokenizer = train_tokenizer(source.captions(0, _TOKENIZER_CAPTIONS), config.encoder.vocab_size)
-    size = replace(config.encoder, vocab_size=tokenizer.get_vocab_size())
-    return TextEncoder(size, tokenizer.to_str())
+    return TextEncoder(config.encoder, tokenizer.to_str())
 
 
 def make_task(config: DiffusionTrainingConfig, device: torch.device) -> DiffusionTask:
@@ -265,6 +314,9 @@ def make_task(config: DiffusionTrainingConfig, device: torch.device) -> Diffusio
         raise ValueError(f"data: size must be a multiple of the stride {stride}, got {config.data.size}")
     source = open_source(config.data)
     text_encoder = make_text_encoder(config.text, source)
+    if config.unet.cross_attention_dim != text_encoder.config.hidden_size:
+        raise ValueError(f"unet: cross_attention_dim must be the text encoder's hidden_size "
+                         f"{text_encoder.config.hidden_size}, got {config.unet.cross_attention_dim}")
     latents = LatentSource(source, autoencoder, config, device)
     scale = config.latent_scale or latents.measured_scale(device)
     return DiffusionTask(config, latents, autoencoder, text_encoder, replace(config.schedule, latent_scale=scale),
@@ -277,14 +329,15 @@ def _initialise_unet(unet: UNet2DConditionModel) -> None:
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-    last = [unet.conv_out]
+    last: list[nn.Module] = [unet.conv_out]
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):
             last.append(module.conv2)
         elif isinstance(module, Transformer2DModel):
             last.append(module.proj_out)
     for layer in last:
-        layer.weight.zero_()
+        for parameter in layer.parameters():
+            parameter.zero_()
 
 
 def _use_plain_attention(model: DiffusionModel) -> None:
@@ -292,7 +345,21 @@ def _use_plain_attention(model: DiffusionModel) -> None:
     from diffusers.models.attention_processor import AttnProcessor
 
     model.unet.set_attn_processor(AttnProcessor())
-    model.text_encoder.text_model.config._attn_implementation = "eager"  # noqa: SLF001 - its only switch
+    cast("PreTrainedModel", model.text_encoder.text_model).set_attn_implementation("eager")
+
+
+def _sheet_prompts(data: DataConfig) -> list[str]:
+    """Held-out captions; training ones where no shards are held out."""
+    has_held_out = data.shards is None or bool(data.shards.held_out)
+    return open_source(data, "held_out" if has_held_out else "train").captions(0, _SHEET_SAMPLES)
+
+
+def _fingerprint(module: nn.Module) -> str:
+    """Tells weights apart."""
+    digest = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _noise(seed: int, stream: int, part: Part, shape: tuple[int, ...]) -> Tensor:
