@@ -99,6 +99,7 @@ def test_training_lowers_the_loss(values: dict[str, Any]) -> None:
     assert reports[-1]["loss"] < 0.7 * reports[0]["loss"]
 
 
+@torch.no_grad()
 def test_terms_by_hand(values: dict[str, Any]) -> None:
     """Every term against `text2layer_core.losses` on the same outputs; the loss is their sum."""
     config = config_of(values)
@@ -107,6 +108,8 @@ def test_terms_by_hand(values: dict[str, Any]) -> None:
     found = task.objectives[0].module(batch)
     foreground, background, mask = batch.stack.split([3, 3, 1], dim=1)
     distribution, outputs = task.autoencoder(batch.stack, lambda d: d.mean + torch.exp(0.5 * d.logvar) * batch.noise)
+    ends = outputs["mask"].clamp(0, 1)
+    outputs["mask"] = ends + 0.1 * (outputs["mask"] - ends)  # overshooting the ends costs a tenth
     composed = blend(foreground, background, mask)
     predicted = blend(outputs["foreground"], outputs["background"], outputs["mask"])
     expected = {
@@ -140,6 +143,7 @@ class Difference(nn.Module):
         return (in0 - in1).square().mean((1, 2, 3), keepdim=True)
 
 
+@torch.no_grad()
 def test_perceptual_network_is_passed_in_and_not_trained(values: dict[str, Any]) -> None:
     values["losses"] = {"perceptual": "lpips", "perceptual_weight": 2.0, "adversarial": 0.0}
     config = config_of(values)
@@ -178,6 +182,18 @@ def test_adversarial_terms_set_in_where_configured(values: dict[str, Any]) -> No
     assert report["discriminator.loss"] > 0
     assert not any(map(torch.equal, before, critic.parameters()))
     assert all(parameter.requires_grad for parameter in critic.parameters())
+
+
+def test_frozen_encoder_keeps_the_latents(values: dict[str, Any]) -> None:
+    run, task = make(config_of({**values, "frozen_encoder": True}))
+    before = {name: value.clone() for name, value in task.autoencoder.state_dict().items()}
+    for _ in range(2):
+        run.step()
+    kept = {name for name, value in task.autoencoder.state_dict().items() if torch.equal(value, before[name])}
+    trained = {name for name, parameter in task.autoencoder.named_parameters() if parameter.requires_grad}
+    frozen = {name for name in before if name.startswith(("encoder.", "quant_conv."))}
+    assert kept == frozen
+    assert trained.isdisjoint(frozen)
 
 
 def test_exported_ema_decodes_as_the_ema(values: dict[str, Any]) -> None:
