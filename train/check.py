@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
 from text2layer_core import metrics
 from text2layer_core.checkpoint import Text2LayerModel, bundled_model_path, load_checkpoint
 from text2layer_core.compositing import compose
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.pipeline import Text2LayerPipeline
-from torch import Tensor, nn
-from torch.nn import functional
-from tqdm import tqdm
-
 from train.config import parse
 from train.data import DataConfig, expand
 from train.icons.source import IconSource
@@ -28,9 +28,11 @@ from train.pictures import save_grid
 
 _BATCH = 16
 _THUMBNAIL = 8
-_SPREAD_SEEDS = 4
+_SPREAD_PROMPTS, _SPREAD_SEEDS = 8, 4
 _PROBE_SCENES = 2000
 _PROBE_SIDE = 8
+_MOST_DECIBEL = 100.0
+_SHEET_COLUMNS = 8
 
 
 def thumbnail(picture: Tensor) -> Tensor:
@@ -40,11 +42,16 @@ def thumbnail(picture: Tensor) -> Tensor:
 
 
 def layer_figures(prediction: TwoLayerImage, truth: TwoLayerImage) -> dict[str, Tensor]:
-    """Figures of each picture (N,), in dB, shares, and alpha units x pixels."""
+    """Figures of each picture (N,), in dB, shares, and alpha units x pixels.
+
+    PSNR ends at 100 dB, so that equal pictures do not make a mean infinite; the foreground's is NaN where the truth
+    shows nothing solid.
+    """
+    foreground = metrics.masked_psnr(prediction.foreground, truth.foreground, truth.mask)
     return {
-        "composed_psnr": metrics.psnr(compose(prediction), compose(truth)),
-        "foreground_psnr": metrics.masked_psnr(prediction.foreground, truth.foreground, truth.mask),
-        "background_psnr": metrics.psnr(prediction.background, truth.background),
+        "composed_psnr": _psnr(compose(prediction), compose(truth)),
+        "foreground_psnr": foreground.clamp(max=_MOST_DECIBEL),
+        "background_psnr": _psnr(prediction.background, truth.background),
         "mask_soft_iou": metrics.soft_iou(prediction.mask, truth.mask),
         "mask_soft_band_sad": metrics.soft_band_sad(prediction.mask, truth.mask),
     }
@@ -61,7 +68,7 @@ def check_autoencoder(model: Text2LayerModel, source: IconSource, count: int, de
         device: where to compute.
 
     Returns:
-        Figure name -> {"model", "thumbnail"}, means over the scenes.
+        Figure name -> {"model", "thumbnail"}, means over the scenes; None where no scene has that figure.
     """
     autoencoder = model.autoencoder.to(device).eval()
     found: dict[str, dict[str, list[Tensor]]] = {"model": {}, "thumbnail": {}}
@@ -72,12 +79,12 @@ def check_autoencoder(model: Text2LayerModel, source: IconSource, count: int, de
         for name, prediction in (("model", decoded.layers), ("thumbnail", blurred)):
             figures = layer_figures(prediction, truth)
             if name == "thumbnail":
-                figures["composed_psnr"] = metrics.psnr(thumbnail(compose(truth)), compose(truth))
+                figures["composed_psnr"] = _psnr(thumbnail(compose(truth)), compose(truth))
             elif decoded.predicted_composed is not None:
-                figures["predicted_composed_psnr"] = metrics.psnr(decoded.predicted_composed, compose(truth))
+                figures["predicted_composed_psnr"] = _psnr(decoded.predicted_composed, compose(truth))
             for key, values in figures.items():
                 found[name].setdefault(key, []).append(values.cpu())
-    means = {name: {key: float(torch.cat(values).nanmean()) for key, values in figures.items()}
+    means = {name: {key: _finite(torch.cat(values).nanmean()) for key, values in figures.items()}
              for name, figures in found.items()}
     return {key: {name: means[name][key] for name in means if key in means[name]} for key in means["model"]}
 
@@ -95,7 +102,9 @@ class PlaceProbe:
         features, labels = self._examples(source, 0, _PROBE_SCENES)
         self._mean, self._deviation = features.mean(0), features.std(0) + 1e-4
         self._linear = nn.Linear(features.shape[1], len(self.places))
-        optimizer = torch.optim.LBFGS(self._linear.parameters(), max_iter=200)
+        for parameter in self._linear.parameters():
+            nn.init.zeros_(parameter)
+        optimizer = torch.optim.LBFGS(self._linear.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
@@ -145,7 +154,7 @@ def check_generation(
         sheet: where to save the pictures, if anywhere.
 
     Returns:
-        Plain figures; shares in [0, 1], dB.
+        Plain figures; shares in [0, 1], dB; None where a figure needs another head, or several prompts.
     """
     prompts, scenes = held_out.captions(0, count), held_out.scenes(0, count)
     settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler,
@@ -161,15 +170,16 @@ def check_generation(
         output = pipeline(prompts[start : start + _BATCH], seed=start, **settings)
         drawn.append(output.layers.to("cpu"))
         if output.predicted_composed is not None:
-            consistency.append(metrics.consistency_psnr(output.predicted_composed, output.composed).cpu())
+            consistency.append(_psnr(output.predicted_composed, output.composed).cpu())
     layers = TwoLayerImage.from_stack(torch.cat([image.stack() for image in drawn]))
     truth = held_out.batch(0, count).image
     area = layers.mask.mean(dim=(1, 2, 3))
     composed = compose(layers)
     if sheet is not None:
-        save_grid(sheet, [composed[i : i + 8] for i in range(0, count - count % 8, 8)])
-    few = prompts[: min(8, count)]
-    again = torch.stack([compose(pipeline(few, seed=1000 * (k + 1), **settings).layers).cpu() for k in range(_SPREAD_SEEDS)])
+        white = composed.new_ones(-count % _SHEET_COLUMNS, *composed.shape[1:])
+        save_grid(sheet, torch.cat([composed, white]).split(_SHEET_COLUMNS))
+    few = prompts[:_SPREAD_PROMPTS]
+    again = torch.stack([pipeline(few, seed=1000 * (k + 1), **settings).composed.cpu() for k in range(_SPREAD_SEEDS)])
     return {
         "prompts": count, "steps": steps, "guidance_scale": guidance_scale, "sampler": sampler,
         "thing_top1": _share(metrics.nearest_sprite(layers.foreground, layers.mask, bank) == asked),
@@ -177,18 +187,28 @@ def check_generation(
         "thing_top1_chance": 1 / len(names),
         "place_top1": _share(probe(layers.background) == places),
         "place_top1_true_composites": probe.accuracy,
-        "consistency_psnr": float(torch.cat(consistency).mean()) if consistency else None,
+        "consistency_psnr": _finite(torch.cat(consistency).mean()) if consistency else None,
         "mask_area_within_2_and_90_percent": _share((area > 0.02) & (area < 0.9)),
         "spread_between_seeds": _spread(again.transpose(0, 1)),
         "spread_between_prompts": _spread(again),
     }
 
 
-def _spread(groups: Tensor) -> float:
-    """Mean root-mean-square difference between the pictures of each group, (groups, n, 3, H, W)."""
+def _psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    return metrics.psnr(prediction, target).clamp(max=_MOST_DECIBEL)
+
+
+def _spread(groups: Tensor) -> float | None:
+    """Mean root-mean-square difference between the pictures of each group, (groups, n, 3, H, W); None for n = 1."""
     differences = (groups.unsqueeze(1) - groups.unsqueeze(2)).square().mean(dim=(3, 4, 5)).sqrt()
     count = groups.shape[1]
-    return float(differences.sum() / (len(groups) * count * (count - 1))) if count > 1 else math.nan
+    return float(differences.sum() / (len(groups) * count * (count - 1))) if count > 1 else None
+
+
+def _finite(value: Tensor) -> float | None:
+    """The number; None, JSON's null, for NaN."""
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def _share(hits: Tensor) -> float:
@@ -199,13 +219,28 @@ def format_report(report: Mapping[str, Any]) -> str:
     """The report as text, a figure a line."""
     lines = ["autoencoder (held-out scenes)" + " " * 13 + "model  thumbnail"]
     for name, values in report["autoencoder"].items():
-        thumb = f"{values['thumbnail']:10.3f}" if "thumbnail" in values else ""
-        lines.append(f"  {name:36s}{values['model']:10.3f} {thumb}")
+        lines.append(f"  {name:36s}{_cell(values['model'])} {_cell(values.get('thumbnail', ''))}".rstrip())
     if "generation" in report:
         lines.append("generation (held-out prompts)")
         for name, value in report["generation"].items():
-            lines.append(f"  {name:36s}{value:10.3f}" if isinstance(value, float) else f"  {name:36s}{value!s:>10}")
+            lines.append(f"  {name:36s}{_cell(value)}")
     return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return f"{value:10.3f}" if isinstance(value, float) else f"{'-' if value is None else value!s:>10}"
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises one ValueError that lists every number out of range, before any work."""
+    problems = [f"--{name} must be at least {least}, got {getattr(arguments, name)}"
+                for name, least in (("scenes", 1), ("prompts", 0), ("steps", 1)) if getattr(arguments, name) < least]
+    if arguments.cfg is not None and not (math.isfinite(arguments.cfg) and arguments.cfg >= 0):
+        problems.append(f"--cfg must be finite and at least 0, got {arguments.cfg}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        problems.append("--device must be one that this machine has, got cuda")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def open_icons(model: Text2LayerModel, split: str, sprites: Path | None) -> IconSource:
@@ -225,15 +260,17 @@ def open_icons(model: Text2LayerModel, split: str, sprites: Path | None) -> Icon
 
 def run_check(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the report; ValueError on a model or data that do not fit."""
+    check_arguments(arguments)
     device = torch.device(arguments.device)
     model = load_checkpoint(arguments.model or bundled_model_path(), device=device)
     train, held_out = (open_icons(model, split, arguments.sprites) for split in ("train", "held_out"))
+    pipeline = Text2LayerPipeline(model, device) if model.unet is not None and arguments.prompts else None
     report: dict[str, Any] = {"images": model.card.get("images"),
                               "autoencoder": check_autoencoder(model, held_out, arguments.scenes, device)}
-    if model.unet is not None and arguments.prompts:
+    if pipeline is not None:
         guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
         report["generation"] = check_generation(
-            Text2LayerPipeline(model, device), train, held_out, arguments.prompts, steps=arguments.steps,
+            pipeline, train, held_out, arguments.prompts, steps=arguments.steps,
             guidance_scale=guidance, sampler=arguments.sampler, sheet=arguments.sheet,
         )
     return report
@@ -250,15 +287,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cfg", type=float, help="guidance (default: the one in the model's card)")
     parser.add_argument("--sampler", default="ddim", choices=["ddim", "dpmpp"])
     parser.add_argument("--sheet", type=Path, help="PNG of the drawn pictures")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     arguments = parser.parse_args(argv)
     try:
         report = run_check(arguments)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(report) if arguments.json else format_report(report))
+    print(json.dumps(report, allow_nan=False) if arguments.json else format_report(report))
     return 0
 
 

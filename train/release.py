@@ -1,4 +1,4 @@
-"""Puts a trained model in its place, its card completed: `python -m train.release --model FILE --report JSON --out FILE`."""
+"""Puts a trained model in its place, its card completed: `python -m train.release --help`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 
 LICENCES = {
@@ -28,10 +29,27 @@ def take_decoder(model: Text2LayerModel, finer: Text2LayerModel) -> None:
     """
     ours, theirs = model.autoencoder.state_dict(), finer.autoencoder.state_dict()
     encoder = [key for key in ours if key.startswith(("encoder.", "quant_conv."))]
-    if model.autoencoder.config != finer.autoencoder.config or not all(torch.equal(ours[k], theirs[k]) for k in encoder):
+    same = model.autoencoder.config == finer.autoencoder.config
+    if not same or not all(torch.equal(ours[key], theirs[key]) for key in encoder):
         raise ValueError("--autoencoder must have the model's own encoder (train it with frozen_encoder), got another")
     model.autoencoder.load_state_dict(theirs)
     model.card["autoencoder"] = finer.card
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """What `python -m train.check --json` printed.
+
+    Raises:
+        ValueError: the file holds no JSON object.
+        OSError: it cannot be read.
+    """
+    try:
+        report: object = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--report must be JSON, got {path}: {error}") from error
+    if not isinstance(report, dict):
+        raise ValueError(f"--report must hold a JSON object, got {path}")
+    return cast("dict[str, Any]", report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,12 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load_checkpoint(arguments.model)
         if arguments.autoencoder is not None:
             take_decoder(model, load_checkpoint(arguments.autoencoder))
-        figures: dict[str, Any] = json.loads(arguments.report.read_text(encoding="utf-8"))
+        figures = read_report(arguments.report)
+        if figures.get("images") != model.card.get("images"):
+            raise ValueError(f"--report must be of this model, trained on {model.card.get('images')} images, "
+                             f"got one of {figures.get('images')}")
+        model.card |= {"name": arguments.name, "hardware": arguments.hardware, "licences": LICENCES, "figures": figures}
+        save_checkpoint(arguments.out, model)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    model.card |= {"name": arguments.name, "hardware": arguments.hardware, "licences": LICENCES, "figures": figures}
-    save_checkpoint(arguments.out, model)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
     return 0
 

@@ -205,7 +205,7 @@ class LatentSource:
         shapes: dict[str, tuple[tuple[int, ...], str]] = {
             "mean": (self.shape, "float16"), "logvar": (self.shape, "float16")
         }
-        key = [asdict(self._config.data), _fingerprint(self._autoencoder)]
+        key = [asdict(self._config.data), _encoder_fingerprint(self._autoencoder)]
         cache = ArrayCache(expand(self._config.run) / "cache", count, shapes, key)
         with tqdm(total=count, initial=cache.filled, desc="encode", unit="image", file=sys.stderr) as bar:
             while cache.filled < count:
@@ -354,11 +354,12 @@ def _sheet_prompts(data: DataConfig) -> list[str]:
     return open_source(data, "held_out" if has_held_out else "train").captions(0, _SHEET_SAMPLES)
 
 
-def _fingerprint(module: nn.Module) -> str:
-    """Tells weights apart."""
+def _encoder_fingerprint(autoencoder: CaT2IAutoencoder) -> str:
+    """Tells encoders apart; another decoder leaves the latents as they are."""
     digest = hashlib.sha256()
-    for tensor in module.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
+    for module in (autoencoder.encoder, autoencoder.quant_conv):
+        for tensor in module.state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
