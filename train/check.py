@@ -29,7 +29,7 @@ from train.pictures import save_grid
 _BATCH = 16
 _THUMBNAIL = 8
 _SPREAD_PROMPTS, _SPREAD_SEEDS = 8, 4
-_PROBE_SCENES = 2000
+_PROBE_SCENES, _PROBE_UNSEEN = 2000, 500
 _PROBE_SIDE = 8
 _MOST_DECIBEL = 100.0
 _SHEET_COLUMNS = 8
@@ -114,7 +114,7 @@ class PlaceProbe:
             return loss
 
         optimizer.step(closure)  # pyright: ignore[reportArgumentType] - its stub wants a float
-        unseen, answers = self._examples(source, _PROBE_SCENES, 500)
+        unseen, answers = self._examples(source, _PROBE_SCENES, _PROBE_UNSEEN)
         self.accuracy = float((self._answer(unseen) == answers).float().mean())
 
     def __call__(self, background: Tensor) -> Tensor:

@@ -152,6 +152,13 @@ def _is_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
     return found.dtype == dtype and found.shape == shape
 
 
+def fingerprint(source: Source, count: int = 16) -> list[object]:
+    """What the first samples say and show, coarsely: changes where captions, icons or drawing code do."""
+    batch = source.batch(0, count)
+    colours = batch.stack.mean(dim=(0, 2, 3))
+    return [batch.captions, [round(float(colour), 3) for colour in colours]]
+
+
 class CachedSource:
     """The first samples of a source, drawn once as bytes on disk, then seen in a new order every epoch."""
 
@@ -164,12 +171,13 @@ class CachedSource:
             source: what to cache.
             folder: where.
             count: how many samples.
-            config: of the source; another one starts afresh.
+            config: of the source; another one, or other samples, start afresh.
             device: where to draw them.
         """
         self._seed, self.size = config.seed, source.size
         shape = (7, source.size, source.size)
-        self._cache = ArrayCache(folder, count, {"stack": (shape, "uint8")}, asdict(config))
+        key = [asdict(config), fingerprint(source)]
+        self._cache = ArrayCache(folder, count, {"stack": (shape, "uint8")}, key)
         with tqdm(total=count, initial=self._cache.filled, desc="cache", unit="image", file=sys.stderr) as bar:
             while self._cache.filled < count:
                 block = min(64, count - self._cache.filled)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
+
 from text2layer_core.checkpoint import bundled_model_path, load_checkpoint
 from text2layer_core.files import layer_sheet
 from text2layer_core.pipeline import Text2LayerPipeline
-from tqdm import tqdm
-
 from train.check import open_icons
 
 _COLUMNS = 2

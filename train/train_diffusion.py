@@ -21,7 +21,7 @@ from text2layer_core.pipeline import Text2LayerPipeline
 from text2layer_core.schedule import ScheduleConfig, add_noise, min_snr_weight, training_target
 from text2layer_core.text_encoder import END_TOKEN, START_TOKEN, TextEncoder, TextEncoderConfig, train_tokenizer
 from text2layer_core.unet import UNetConfig, build_unet
-from train.data import ArrayCache, DataConfig, Source, epoch_rows, expand, open_source, sample_noise
+from train.data import ArrayCache, DataConfig, Source, epoch_rows, expand, fingerprint, open_source, sample_noise
 from train.engine import Objective, Part, TrainingConfig
 from train.launch import launch
 from train.pictures import save_grid
@@ -205,7 +205,7 @@ class LatentSource:
         shapes: dict[str, tuple[tuple[int, ...], str]] = {
             "mean": (self.shape, "float16"), "logvar": (self.shape, "float16")
         }
-        key = [asdict(self._config.data), _encoder_fingerprint(self._autoencoder)]
+        key = [asdict(self._config.data), fingerprint(self._source), _encoder_fingerprint(self._autoencoder)]
         cache = ArrayCache(expand(self._config.run) / "cache", count, shapes, key)
         with tqdm(total=count, initial=cache.filled, desc="encode", unit="image", file=sys.stderr) as bar:
             while cache.filled < count:
