@@ -200,7 +200,8 @@ def test_the_command_prints_json(sprite_file: Path, tmp_path: Path, capsys: pyte
     assert found["spread_between_seeds"] > 0
     assert found["spread_between_prompts"] > 0
     assert found["consistency_psnr"] > 0
-    assert Image.open(sheet).size == (8 * 32, 32)
+    with Image.open(sheet) as picture:
+        assert picture.size == (8 * 32, 32)
 
 
 def test_the_command_prints_a_table_of_an_autoencoder(
@@ -231,7 +232,8 @@ def test_one_prompt_without_composed_head_is_valid_json(
     ("arguments", "message"),
     [
         (["--scenes", "0"], "--scenes must be at least 1, got 0"),
-        (["--prompts", "-1", "--steps", "0"], "--prompts must be at least 0, got -1; --steps must be at least 1, got 0"),
+        (["--prompts", "-1", "--steps", "0"],
+         "--prompts must be at least 0, got -1; --steps must be at least 1, got 0"),
         (["--cfg", "nan"], "--cfg must be finite and at least 0, got nan"),
         (["--sprites", "/nowhere"], "the sprite cache must exist (python -m train.rasterise --out /nowhere), found"),
         (["--model", "/nowhere.safetensors"], "no such model: /nowhere.safetensors"),
