@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -72,12 +73,8 @@ class AutoencoderConfig:
         return tuple(name for name in HEAD_CHANNELS_OUT if name != "composed" or self.composed_head)
 
 
-AUTOENCODER_PRESETS: dict[str, AutoencoderConfig] = {
-    "sd": AutoencoderConfig(),
-    "mini": AutoencoderConfig(
-        latent_channels=8, block_out_channels=(96, 160), patch_size=4, head_channels=96,
-    ),
-}
+AUTOENCODER_PRESETS: dict[str, AutoencoderConfig] = {"sd": AutoencoderConfig()}
+"""``sd``: Stable Diffusion's trunk, heads 64 wide; the paper's."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class LatentDistribution:
 
 @dataclass(frozen=True)
 class DecodedLayers:
-    """What one latent decodes to: the two layers and, where the model has that head, its own guess of I (N, 3, H, W)."""
+    """What one latent decodes to: the layers and, where the model has that head, its own guess of I (N, 3, H, W)."""
 
     layers: TwoLayerImage
     predicted_composed: Tensor | None
@@ -192,7 +189,7 @@ class Level(nn.Module):
         """Blocks widths[0] -> widths[1] -> ...; step is "downsamplers", "upsamplers" or None."""
         super().__init__()
         self.resnets = nn.ModuleList([
-            ResnetBlock(before, after, groups, ops) for before, after in zip(widths, widths[1:], strict=False)
+            ResnetBlock(before, after, groups, ops) for before, after in pairwise(widths)
         ])
         self.downsamplers = nn.ModuleList([Downsample(widths[-1], ops)] if step == "downsamplers" else [])
         self.upsamplers = nn.ModuleList([Upsample(widths[-1], ops)] if step == "upsamplers" else [])
@@ -290,15 +287,15 @@ class CaT2IAutoencoder(nn.Module):
         self.quant_conv = ops.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = ops.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.decoder = Decoder(config, ops)
+        width, hidden, patch = config.block_out_channels[0], config.head_channels, config.patch_size
         self.heads = nn.ModuleDict({
-            name: Head(config.block_out_channels[0], config.head_channels, HEAD_CHANNELS_OUT[name], config.patch_size, ops)
-            for name in config.heads
+            name: Head(width, hidden, HEAD_CHANNELS_OUT[name], patch, ops) for name in config.heads
         })
         self._initialise()
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Every residual branch starts at zero and the posterior narrow (ours): far quicker in the first 10,000 images."""
+        """Starts residual branches at zero and the posterior narrow: ours, far quicker in the first 10,000 images."""
         for module in self.modules():
             if isinstance(module, ResnetBlock):
                 module.conv2.weight.zero_()

@@ -1,4 +1,4 @@
-"""Draws prompts by a fixed seed, none picked by hand, as one picture: `python -m train.gallery --out docs/gallery.jpg`."""
+"""Prompts drawn by a fixed seed, none picked by hand, on one page: `python -m train.gallery --out docs/gallery.jpg`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,105 @@
+"""Every config in train/configs against its trainer's schema, and the paper's numbers against the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from text2layer_core.autoencoder import AUTOENCODER_PRESETS, CaT2IAutoencoder
+from text2layer_core.unet import UNET_PRESETS, build_unet
+from train.config import load_config
+from train.train_autoencoder import AutoencoderTrainingConfig
+from train.train_diffusion import DiffusionTrainingConfig
+
+FOLDER = Path(__file__).parents[2] / "train" / "configs"
+NAMES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+SD_AUTOENCODER = 83_653_863  # parameters of Stable Diffusion v1's autoencoder
+SD_UNET = 859_520_964
+PAIRS = [("mini_autoencoder", "mini_diffusion"), ("debug_cpu_autoencoder", "debug_cpu_diffusion"),
+         ("cat2i_ae_256", "cat2i_sd_256"), ("cat2i_ae_256", "cat2i_sd_512")]
+
+
+def autoencoder_config(name: str) -> AutoencoderTrainingConfig:
+    return load_config(FOLDER / f"{name}.yaml", [], AutoencoderTrainingConfig)
+
+
+def diffusion_config(name: str) -> DiffusionTrainingConfig:
+    return load_config(FOLDER / f"{name}.yaml", [], DiffusionTrainingConfig)
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_all_are_there() -> None:
+    assert {f"{name}.yaml" for pair in PAIRS for name in pair} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_fits_its_schema_and_builds(name: str) -> None:
+    path = FOLDER / name
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    is_diffusion = "unet" in values
+    config = load_config(path, [], DiffusionTrainingConfig if is_diffusion else AutoencoderTrainingConfig)
+    assert Path(config.run).expanduser().is_absolute()
+    assert FOLDER.parents[1] not in Path(config.run).expanduser().parents, "a run is outside the checkout"
+    assert config.training.images % config.training.batch_size == 0
+    with torch.device("meta"):
+        if isinstance(config, DiffusionTrainingConfig):
+            assert parameters(build_unet(config.unet)) > 0
+        else:
+            assert parameters(CaT2IAutoencoder(config.autoencoder)) > 0
+            assert config.data.size % config.autoencoder.downscale == 0
+
+
+@pytest.mark.parametrize(("autoencoder", "diffusion"), PAIRS)
+def test_a_unet_fits_its_autoencoder(autoencoder: str, diffusion: str) -> None:
+    first, second = autoencoder_config(autoencoder), diffusion_config(diffusion)
+    assert second.unet.in_channels == first.autoencoder.latent_channels
+    assert second.data.size % (first.autoencoder.downscale * 2 ** (len(second.unet.block_out_channels) - 1)) == 0
+    if first.data.icons is not None:
+        assert second.data == first.data
+    if second.text.encoder is not None:
+        assert second.text.encoder.hidden_size == second.unet.cross_attention_dim
+    else:
+        assert second.unet.cross_attention_dim == 768  # CLIP ViT-L/14's width
+
+
+def test_the_papers_autoencoder() -> None:
+    """SD's, its input 7 channels instead of 3, its last layer replaced by four heads conv-bn-relu-conv."""
+    config = autoencoder_config("cat2i_ae_256")
+    assert config.autoencoder == AUTOENCODER_PRESETS["sd"]
+    stem = 4 * 128 * 9
+    last = 128 * 3 * 9 + 3
+    first_of_head = 128 * 64 * 9 + 64 + 2 * 64
+    heads = 4 * first_of_head + 3 * (64 * 3 * 9 + 3) + (64 * 9 + 1)
+    with torch.device("meta"):
+        assert parameters(CaT2IAutoencoder(config.autoencoder)) == SD_AUTOENCODER + stem - last + heads
+    assert config.data.size == 256
+    assert config.training.images // config.training.batch_size == 250_000
+    assert (config.losses.mask, config.losses.perceptual, config.losses.foreground_by_area) == (1.0, "lpips", False)
+
+
+@pytest.mark.parametrize(("name", "size", "steps"), [("cat2i_sd_256", 256, 75_000), ("cat2i_sd_512", 512, 150_000)])
+def test_the_papers_unet(name: str, size: int, steps: int) -> None:
+    """75,000 steps at 256 px, and 75,000 more at 512 px: images are counted on."""
+    config = diffusion_config(name)
+    assert config.unet == UNET_PRESETS["sd"]
+    with torch.device("meta"):
+        assert parameters(build_unet(config.unet)) == SD_UNET
+    assert config.data.size == size
+    assert config.training.images // config.training.batch_size == steps
+    assert config.schedule.prediction_type == "epsilon"
+    assert (config.min_snr_gamma, config.guidance_scale, config.caption_dropout) == (0.0, 7.5, 0.1)
+    assert config.text.clip is not None
+    assert config.autoencoder == f"{autoencoder_config('cat2i_ae_256').run}/model.safetensors"
+
+
+def test_the_512_model_goes_on_with_the_256_one() -> None:
+    first, second = diffusion_config("cat2i_sd_256"), diffusion_config("cat2i_sd_512")
+    assert (first.unet, first.text, first.schedule) == (second.unet, second.text, second.schedule)
+    assert first.training.batch_size == second.training.batch_size
+    assert f"--init-from {first.run}/model.safetensors" in (FOLDER / "cat2i_sd_512.yaml").read_text(encoding="utf-8")
