@@ -171,7 +171,7 @@ def load_checkpoint(
                 keys = [key for key in found if key.startswith(prefix)]
                 tensors = {key.removeprefix(prefix): _cast(handle.get_tensor(key), device, dtype) for key in keys}
                 part.load_state_dict(tensors, strict=True, assign=True)
-                part.to(device=device, dtype=dtype).eval()
+                nn.Module.to(part, device=device, dtype=dtype).eval()  # diffusers' own `to` warns at every dtype
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or damaged: {one_line(error)}") from error
     return model

@@ -155,14 +155,19 @@ class DiffusionModel(nn.Module):
 
 
 class LatentSource:
-    """Latents and captions of a source by index, from a cache where there is one."""
+    """Latents and captions of a source by index, from a cache where there is one.
+
+    Attributes:
+        autoencoder: frozen.
+        shape: of one sample's latents, (C, h, w).
+    """
 
     def __init__(
         self, source: Source, autoencoder: CaT2IAutoencoder, config: DiffusionTrainingConfig, device: torch.device
     ) -> None:
         """Fills the cache where it is not full yet, with a progress bar."""
         self._source, self._config = source, config
-        self._autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+        self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         side = source.size // autoencoder.config.downscale
         self.shape = (autoencoder.config.latent_channels, side, side)
         self._cache: ArrayCache | None = None
@@ -198,14 +203,14 @@ class LatentSource:
 
     @torch.no_grad()
     def _encode(self, part: Part, device: torch.device) -> LatentDistribution:
-        return self._autoencoder.encode_stack(self._source.batch(part.start, part.count, device).stack)
+        return self.autoencoder.encode_stack(self._source.batch(part.start, part.count, device).stack)
 
     def _fill(self, device: torch.device) -> None:
         count = self._config.cached
         shapes: dict[str, tuple[tuple[int, ...], str]] = {
             "mean": (self.shape, "float16"), "logvar": (self.shape, "float16")
         }
-        key = [asdict(self._config.data), fingerprint(self._source), _encoder_fingerprint(self._autoencoder)]
+        key = [asdict(self._config.data), fingerprint(self._source), _encoder_fingerprint(self.autoencoder)]
         cache = ArrayCache(expand(self._config.run) / "cache", count, shapes, key)
         with tqdm(total=count, initial=cache.filled, desc="encode", unit="image", file=sys.stderr) as bar:
             while cache.filled < count:
@@ -220,11 +225,11 @@ class DiffusionTask:
     """What `engine.fit` trains."""
 
     def __init__(
-        self, config: DiffusionTrainingConfig, latents: LatentSource, autoencoder: CaT2IAutoencoder,
-        text_encoder: TextEncoder, schedule: ScheduleConfig, device: torch.device,
+        self, config: DiffusionTrainingConfig, latents: LatentSource, text_encoder: TextEncoder,
+        schedule: ScheduleConfig, prompts: Sequence[str], device: torch.device,
     ) -> None:
-        """Builds the UNet with the current seed."""
-        self._config, self._latents, self._autoencoder = config, latents, autoencoder
+        """Builds the UNet with the current seed; `prompts` are those of the sample sheets."""
+        self._config, self._latents, self._prompts = config, latents, list(prompts)
         unet = build_unet(config.unet)
         _initialise_unet(unet)
         self.model = DiffusionModel(unet, text_encoder, schedule, config.min_snr_gamma)
@@ -232,7 +237,6 @@ class DiffusionTask:
             _use_plain_attention(self.model)
         self.objectives: Sequence[Objective] = (Objective("diffusion", self.model),)
         self.ema_of: nn.Module = self.model
-        self._prompts = _sheet_prompts(config.data)
 
     def batch(self, part: Part, device: torch.device) -> DiffusionBatch:
         """Latents, noise, timesteps and tokens of some samples, all fixed by their index."""
@@ -289,7 +293,9 @@ class DiffusionTask:
         }
         external = CLIP_L if config.text.clip is not None else None
         schedule = replace(config.schedule, latent_scale=float(self.model.latent_scale))
-        return Text2LayerModel(self._autoencoder, self.model.unet, self.model.text_encoder, schedule, card, external)
+        return Text2LayerModel(
+            self._latents.autoencoder, self.model.unet, self.model.text_encoder, schedule, card, external
+        )
 
 
 def make_text_encoder(config: TextConfig, source: Source) -> TextEncoder:
@@ -319,8 +325,8 @@ def make_task(config: DiffusionTrainingConfig, device: torch.device) -> Diffusio
                          f"{text_encoder.config.hidden_size}, got {config.unet.cross_attention_dim}")
     latents = LatentSource(source, autoencoder, config, device)
     scale = config.latent_scale or latents.measured_scale(device)
-    return DiffusionTask(config, latents, autoencoder, text_encoder, replace(config.schedule, latent_scale=scale),
-                         device)
+    schedule = replace(config.schedule, latent_scale=scale)
+    return DiffusionTask(config, latents, text_encoder, schedule, _sheet_prompts(config.data), device)
 
 
 @torch.no_grad()
