@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -42,16 +42,18 @@ class TextConfig:
 
     Attributes:
         encoder: size of the small one; its vocab_size is the most tokens that the tokenizer may learn.
+        pretrained: checkpoint of `train.train_text_encoder` to start the small one from.
         clip: folder of a CLIP text model (the paper's ViT-L/14), left out of the checkpoint.
     """
 
     encoder: TextEncoderConfig | None = None
+    pretrained: str | None = None
     clip: str | None = None
 
     def __post_init__(self) -> None:
-        """Exactly one of the two."""
-        if (self.encoder is None) == (self.clip is None):
-            raise ValueError("text must have either encoder or clip")
+        """Exactly one of the three."""
+        if sum(choice is not None for choice in (self.encoder, self.pretrained, self.clip)) != 1:
+            raise ValueError("text must have one of encoder, pretrained and clip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,30 @@ class DiffusionModel(nn.Module):
         encoder.start_id, encoder.end_id = vocabulary[START_TOKEN], vocabulary[END_TOKEN]
 
 
+class LatentConfig(Protocol):
+    """What a config that trains on latents has."""
+
+    @property
+    def run(self) -> str:
+        """The run folder."""
+        ...
+
+    @property
+    def data(self) -> DataConfig:
+        """The samples."""
+        ...
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The seed among others."""
+        ...
+
+    @property
+    def cached(self) -> int:
+        """Samples encoded once to disk; 0 encodes every sample afresh."""
+        ...
+
+
 class LatentSource:
     """Latents and captions of a source by index, from a cache where there is one.
 
@@ -163,7 +189,7 @@ class LatentSource:
     """
 
     def __init__(
-        self, source: Source, autoencoder: CaT2IAutoencoder, config: DiffusionTrainingConfig, device: torch.device
+        self, source: Source, autoencoder: CaT2IAutoencoder, config: LatentConfig, device: torch.device
     ) -> None:
         """Fills the cache where it is not full yet, with a progress bar."""
         self._source, self._config = source, config
@@ -270,12 +296,12 @@ class DiffusionTask:
 
     def load_weights(self, path: Path) -> int:
         """UNet, text encoder and latent scale of a checkpoint of the same shape, trained on the same autoencoder."""
-        model, encoder = load_checkpoint(path), self._config.text.encoder
+        model = load_checkpoint(path)
         if model.unet is None or unet_config(model.unet) != self._config.unet:
             raise ValueError(f"--init-from must hold the configured UNet, got {path}")
         if replace(model.schedule, latent_scale=self._config.schedule.latent_scale) != self._config.schedule:
             raise ValueError(f"--init-from must be trained with the configured schedule, got {model.schedule}")
-        if encoder is not None:
+        if self._config.text.clip is None:
             if model.text_encoder is None or model.text_encoder.config != self.model.text_encoder.config:
                 raise ValueError(f"--init-from must hold the configured text encoder, got {path}")
             self.model.text_encoder.load_state_dict(model.text_encoder.state_dict())
@@ -302,8 +328,13 @@ def make_text_encoder(config: TextConfig, source: Source) -> TextEncoder:
     """CLIP's, frozen, or a fresh small one with a tokenizer learnt from the source's captions."""
     if config.clip is not None:
         return TextEncoder.from_clip(expand(config.clip))
+    if config.pretrained is not None:
+        encoder = load_checkpoint(expand(config.pretrained)).text_encoder
+        if encoder is None:
+            raise ValueError(f"text: pretrained must be a checkpoint with a text encoder, got {config.pretrained}")
+        return encoder
     if config.encoder is None:
-        raise ValueError("text must have either encoder or clip")
+        raise ValueError("text must have one of encoder, pretrained and clip")
     tokenizer = train_tokenizer(source.captions(0, _TOKENIZER_CAPTIONS), config.encoder.vocab_size)
     return TextEncoder(config.encoder, tokenizer.to_str())
 
