@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
-from text2layer_core.schedule import ScheduleConfig
-from text2layer_core.text_encoder import TextEncoder, TextEncoderConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
+from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
+from text2layer_core.schedule import ScheduleConfig
+from text2layer_core.text_encoder import TextEncoder, TextEncoderConfig
 from train.data import DataConfig, expand, open_source
 from train.engine import Objective, Part, TrainingConfig
 from train.launch import launch

@@ -13,6 +13,7 @@ from text2layer_core.unet import UNET_PRESETS, build_unet
 from train.config import load_config
 from train.train_autoencoder import AutoencoderTrainingConfig
 from train.train_diffusion import DiffusionTrainingConfig
+from train.train_text_encoder import TextTrainingConfig
 
 FOLDER = Path(__file__).parents[2] / "train" / "configs"
 NAMES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -42,15 +43,15 @@ def test_all_are_there() -> None:
 def test_a_config_fits_its_schema_and_builds(name: str) -> None:
     path = FOLDER / name
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    is_diffusion = "unet" in values
-    config = load_config(path, [], DiffusionTrainingConfig if is_diffusion else AutoencoderTrainingConfig)
+    schemas = {"unet": DiffusionTrainingConfig, "encoder": TextTrainingConfig, "losses": AutoencoderTrainingConfig}
+    config = load_config(path, [], next(schema for key, schema in schemas.items() if key in values))
     assert Path(config.run).expanduser().is_absolute()
     assert FOLDER.parents[1] not in Path(config.run).expanduser().parents, "a run is outside the checkout"
     assert config.training.images % config.training.batch_size == 0
     with torch.device("meta"):
         if isinstance(config, DiffusionTrainingConfig):
             assert parameters(build_unet(config.unet)) > 0
-        else:
+        elif isinstance(config, AutoencoderTrainingConfig):
             assert parameters(CaT2IAutoencoder(config.autoencoder)) > 0
             assert config.data.size % config.autoencoder.downscale == 0
 
@@ -62,7 +63,12 @@ def test_a_unet_fits_its_autoencoder(autoencoder: str, diffusion: str) -> None:
     assert second.data.size % (first.autoencoder.downscale * 2 ** (len(second.unet.block_out_channels) - 1)) == 0
     if first.data.icons is not None:
         assert second.data == first.data
-    if second.text.encoder is not None:
+    if second.text.pretrained is not None:
+        text = load_config(FOLDER / autoencoder.replace("autoencoder", "text_encoder.yaml"), [], TextTrainingConfig)
+        assert second.text.pretrained == f"{text.run}/model.safetensors"
+        assert (text.autoencoder, text.data) == (second.autoencoder, second.data)
+        assert text.encoder.hidden_size == second.unet.cross_attention_dim
+    elif second.text.encoder is not None:
         assert second.text.encoder.hidden_size == second.unet.cross_attention_dim
     else:
         assert second.unet.cross_attention_dim == 768  # CLIP ViT-L/14's width
