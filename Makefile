@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself. Other Python: make test PYTHON=python3.12
 PYTHON ?= python3
-PROMPT ?= a red fox in the snow
+PROMPT ?= a fox in the snow
 # On Linux one tested version; elsewhere whatever pip finds. Another one: make demo TORCH=torch==2.12.1
 TORCH ?= $(if $(filter Linux,$(shell uname -s)),torch==2.13.0,torch)
 
