@@ -48,6 +48,7 @@ def test_a_config_fits_its_schema_and_builds(name: str) -> None:
     assert Path(config.run).expanduser().is_absolute()
     assert FOLDER.parents[1] not in Path(config.run).expanduser().parents, "a run is outside the checkout"
     assert config.training.images % config.training.batch_size == 0
+    assert config.training.images > config.training.warmup_images
     with torch.device("meta"):
         if isinstance(config, DiffusionTrainingConfig):
             assert parameters(build_unet(config.unet)) > 0
