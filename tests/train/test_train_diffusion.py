@@ -442,7 +442,7 @@ def test_dry_run_reports_and_writes_nothing(
         ("cached=-1", "a.yaml: cached must not be negative, got -1"),
         ("guidance_scale=.nan", "a.yaml: guidance_scale must not be negative, got nan"),
         ("schedule.latent_scale=1.0", "a.yaml: latent_scale must not stand under schedule, got 1.0 there"),
-        ("text.clip=there", "a.yaml: text: text must have either encoder or clip"),
+        ("text.clip=there", "a.yaml: text: text must have one of encoder, pretrained and clip"),
         ("unet.in_channels=8", "unet: in_channels must be the autoencoder's latent channels 4, got 8"),
         ("unet.cross_attention_dim=64", "unet: cross_attention_dim must be the text encoder's hidden_size 32, got 64"),
         ("data.size=36", "data: size must be a multiple of the stride 8, got 36"),
