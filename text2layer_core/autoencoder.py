@@ -298,9 +298,9 @@ class CaT2IAutoencoder(nn.Module):
         """Starts residual branches at zero and the posterior narrow: ours, far quicker in the first 10,000 images."""
         for module in self.modules():
             if isinstance(module, ResnetBlock):
-                module.conv2.weight.zero_()
+                nn.init.zeros_(module.conv2.weight)
             elif isinstance(module, AttentionBlock):
-                module.to_out[0].weight.zero_()
+                nn.init.zeros_(module.get_parameter("to_out.0.weight"))
         self.quant_conv.bias[self.config.latent_channels :] = INITIAL_LOGVAR
 
     def encode_stack(self, stack: Tensor) -> LatentDistribution:
