@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .layers import TwoLayerImage
 
@@ -17,6 +18,7 @@ STACK_CHANNELS = 7
 HEAD_CHANNELS_OUT = {"foreground": 3, "background": 3, "mask": 1, "composed": 3}
 MAX_CHANNELS = 16_384
 INITIAL_LOGVAR = -6.0
+BATCH_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,12 +257,14 @@ class Decoder(nn.Module):
 class Head(nn.Module):
     """conv-bn-relu-conv (paper), then pixel shuffle where the model has a patch stem."""
 
-    def __init__(self, in_channels: int, hidden: int, out_channels: int, patch_size: int, ops: Any) -> None:
-        """Make the head with ops' layer classes."""
+    def __init__(
+        self, in_channels: int, hidden: int, out_channels: int, patch_size: int, ops: Any, *, folded: bool = False
+    ) -> None:
+        """Make the head with ops' layer classes; folded leaves its BatchNorm out, see `fold_batch_norm`."""
         super().__init__()
         self.patch_size = patch_size
         self.conv1 = ops.Conv2d(in_channels, hidden, 3, padding=1)
-        self.norm = nn.BatchNorm2d(hidden)
+        self.norm = nn.Identity() if folded else nn.BatchNorm2d(hidden, eps=BATCH_NORM_EPS)
         self.conv2 = ops.Conv2d(hidden, out_channels * patch_size**2, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -274,12 +278,13 @@ class CaT2IAutoencoder(nn.Module):
     The only place that knows [-1, 1]: everything outside is in [0, 1], stored sRGB values, straight alpha.
     """
 
-    def __init__(self, config: AutoencoderConfig, ops: Any = nn) -> None:
+    def __init__(self, config: AutoencoderConfig, ops: Any = nn, *, folded: bool = False) -> None:
         """Make the model.
 
         Args:
             config: its shape.
             ops: namespace of Conv2d, Linear and GroupNorm; torch.nn, or the host's casting classes.
+            folded: for inference alone: no BatchNorm and no first weights, which come from `fold_batch_norm`.
         """
         super().__init__()
         self.config = config
@@ -289,9 +294,10 @@ class CaT2IAutoencoder(nn.Module):
         self.decoder = Decoder(config, ops)
         width, hidden, patch = config.block_out_channels[0], config.head_channels, config.patch_size
         self.heads = nn.ModuleDict({
-            name: Head(width, hidden, HEAD_CHANNELS_OUT[name], patch, ops) for name in config.heads
+            name: Head(width, hidden, HEAD_CHANNELS_OUT[name], patch, ops, folded=folded) for name in config.heads
         })
-        self._initialise()
+        if not folded:
+            self._initialise()
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -359,3 +365,25 @@ class CaT2IAutoencoder(nn.Module):
         """One training pass: stack (N, 7, H, W) in [0, 1] -> its distribution and the heads' outputs of one draw."""
         distribution = self.encode_stack(stack)
         return distribution, self.decode_heads(draw(distribution))
+
+
+def fold_batch_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a model made with `folded`: each head's BatchNorm becomes part of the convolution before it.
+
+    Args:
+        state: of a `CaT2IAutoencoder`.
+
+    Returns:
+        A new dict; the tensors that change are computed in float32, the others are the same objects.
+    """
+    folded = {key: tensor for key, tensor in state.items() if ".norm." not in key or not key.startswith("heads.")}
+    for prefix in sorted({key.rpartition("norm.")[0] for key in state if key not in folded}):
+        norm = {key.removeprefix(prefix + "norm."): tensor for key, tensor in state.items()
+                if key.startswith(prefix + "norm.")}
+        weight, bias = f"{prefix}conv1.weight", f"{prefix}conv1.bias"
+        fused = fuse_conv_bn_weights(
+            state[weight].float(), state[bias].float(), norm["running_mean"].float(), norm["running_var"].float(),
+            BATCH_NORM_EPS, norm["weight"].float(), norm["bias"].float(),
+        )
+        folded |= {name: parameter.detach() for name, parameter in zip((weight, bias), fused, strict=True)}
+    return folded

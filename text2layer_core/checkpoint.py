@@ -74,6 +74,35 @@ class Text2LayerModel:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckpointHeader:
+    """What a checkpoint says about itself in its metadata.
+
+    Attributes:
+        autoencoder: shape of CaT2I-AE.
+        unet: shape of the UNet, None where the file has none.
+        text_encoder: shape of the text encoder that the file holds, None where it holds none.
+        schedule: noise schedule and latent scale.
+        tokenizer_json: the text encoder's tokenizer, empty where the file holds none.
+        external_text_encoder: see `Text2LayerModel`.
+        card: see `Text2LayerModel`.
+    """
+
+    autoencoder: AutoencoderConfig
+    unet: UNetConfig | None
+    text_encoder: TextEncoderConfig | None
+    schedule: ScheduleConfig
+    tokenizer_json: str
+    external_text_encoder: str | None
+    card: dict[str, Any]
+
+    @property
+    def stride(self) -> int:
+        """Pixels that width and height of a picture are padded to a multiple of."""
+        levels = 1 if self.unet is None else len(self.unet.block_out_channels)
+        return self.autoencoder.downscale * 2 ** (levels - 1)
+
+
 class _Config(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -164,7 +193,7 @@ def load_checkpoint(
     check_is_safetensors(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
-            model = _build_model(path, handle.metadata() or {})
+            model = _build_model(path, _parse_header(path, handle.metadata() or {}))
             found = {key: tuple(handle.get_slice(key).get_shape()) for key in handle.keys()}  # noqa: SIM118
             check_keys(str(path), {key: tuple(tensor.shape) for key, tensor in _state(model)}, found)
             for prefix, part in _parts(model):
@@ -177,8 +206,8 @@ def load_checkpoint(
     return model
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The configs and the training card of a checkpoint, without its tensors: {"config": ..., "card": ...}.
+def read_header(path: str | Path) -> CheckpointHeader:
+    """What a checkpoint says about itself, without its tensors.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
@@ -190,8 +219,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             metadata: Mapping[str, str] = handle.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or damaged: {one_line(error)}") from error
-    _check_version(path, metadata)
-    return {name: _json(path, metadata, f"text2layer.{name}") for name in ("config", "card")}
+    return _parse_header(path, metadata)
 
 
 def check_keys(source: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
@@ -296,26 +324,40 @@ def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
         raise CheckpointError(f"{path} has format version {version!r}, this version reads {FORMAT_VERSION!r}")
 
 
-def _build_model(path: Path, metadata: Mapping[str, str]) -> Text2LayerModel:
-    """The model with the tensors of the large parts on the meta device: its shapes cost no memory."""
+def _parse_header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
     _check_version(path, metadata)
     config = _json(path, metadata, "text2layer.config")
     card = _json(path, metadata, "text2layer.card")
     try:
-        text_config: dict[str, Any] | None = config["text_encoder"]
-        external = text_config.get("clip") if text_config else None
-        text_encoder = None
-        if text_config and external is None:
-            parsed = parse_config(TextEncoderConfig, text_config)
-            text_encoder = TextEncoder(parsed, metadata["text2layer.tokenizer"])
-        with torch.device("meta"):
-            autoencoder = CaT2IAutoencoder(parse_config(AutoencoderConfig, config["autoencoder"]))
-            unet = None if config["unet"] is None else build_unet(parse_config(UNetConfig, config["unet"]))
-        schedule = parse_config(ScheduleConfig, config["schedule"])
-        return Text2LayerModel(autoencoder, unet, text_encoder, schedule, card, external)
+        text: dict[str, Any] | None = config["text_encoder"]
+        external = text.get("clip") if text else None
+        owns_text = text is not None and external is None
+        return CheckpointHeader(
+            autoencoder=parse_config(AutoencoderConfig, config["autoencoder"]),
+            unet=None if config["unet"] is None else parse_config(UNetConfig, config["unet"]),
+            text_encoder=parse_config(TextEncoderConfig, text) if text is not None and owns_text else None,
+            schedule=parse_config(ScheduleConfig, config["schedule"]),
+            tokenizer_json=metadata["text2layer.tokenizer"] if owns_text else "",
+            external_text_encoder=external,
+            card=card,
+        )
     except KeyError as error:
         raise CheckpointError(f"{path} has no {error} in its metadata") from error
     except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} has a damaged config: {one_line(error)}") from error
+
+
+def _build_model(path: Path, header: CheckpointHeader) -> Text2LayerModel:
+    """The model with the tensors of the large parts on the meta device: its shapes cost no memory."""
+    try:
+        text = header.text_encoder
+        text_encoder = None if text is None else TextEncoder(text, header.tokenizer_json)
+        with torch.device("meta"):
+            autoencoder = CaT2IAutoencoder(header.autoencoder)
+            unet = None if header.unet is None else build_unet(header.unet)
+        external = header.external_text_encoder
+        return Text2LayerModel(autoencoder, unet, text_encoder, header.schedule, header.card, external)
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has a damaged config: {one_line(error)}") from error
 
 

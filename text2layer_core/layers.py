@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 STACK_CHANNELS = 7
 
@@ -89,6 +90,11 @@ class TwoLayerImage:
             self.background.to(*args, **kwargs),
             self.mask.to(*args, **kwargs),
         )
+
+    def pad(self, stride: int) -> TwoLayerImage:
+        """The image continued below and on the right by its border pixels, to multiples of the stride; see `crop`."""
+        padding = (0, -self.width % stride, 0, -self.height % stride)
+        return TwoLayerImage.from_stack(functional.pad(self.stack(), padding, mode="replicate"))
 
     def crop(self, height: int, width: int) -> TwoLayerImage:
         """The upper left `height` x `width` pixels, which undoes a padding below and on the right.

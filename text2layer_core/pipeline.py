@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autoencoder import DecodedLayers
@@ -192,10 +191,9 @@ class Text2LayerPipeline:
         """
         _check_side("height", layers.height)
         _check_side("width", layers.width)
-        padding = (0, -layers.width % self.stride, 0, -layers.height % self.stride)
-        stack = F.pad(layers.stack().to(self.device, self._autoencoder_dtype), padding, mode="replicate")
+        padded = layers.to(self.device, self._autoencoder_dtype).pad(self.stride)
         with torch.no_grad():
-            mode = self._autoencoder.encode_stack(stack).mode()
+            mode = self._autoencoder.encode(padded).mode()
         return mode.float() * self.model.schedule.latent_scale
 
     def decode(self, latents: Tensor, *, height: int | None = None, width: int | None = None) -> DecodedLayers:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
 from text2layer_core.autoencoder import CaT2IAutoencoder, LatentDistribution
@@ -67,6 +68,8 @@ class DiffusionTrainingConfig:
         latent_scale: factor to about unit variance; 0 measures it on the first samples, or takes that of --init-from.
         caption_dropout: share of captions replaced by the empty one, for guidance.
         min_snr_gamma: Min-SNR weighting; 0 is the paper's plain loss.
+        foreground_weight: what a latent cell that the mask covers counts beyond 1 (ours): the best prediction stays the
+            same, but things are learnt sooner. 0 is the paper's plain loss.
         cached: samples encoded once to disk; 0 encodes every sample afresh.
         guidance_scale: of the sample sheets, and written in the card as the model's default.
 
@@ -84,13 +87,15 @@ class DiffusionTrainingConfig:
     latent_scale: float = 0.0
     caption_dropout: float = 0.1
     min_snr_gamma: float = 0.0
+    foreground_weight: float = 0.0
     cached: int = 0
     guidance_scale: float = 7.5
 
     def __post_init__(self) -> None:
         """Collects every problem and raises once."""
         problems = [f"{name} must not be negative, got {value}" for name, value in (
-            ("latent_scale", self.latent_scale), ("min_snr_gamma", self.min_snr_gamma), ("cached", self.cached),
+            ("latent_scale", self.latent_scale), ("min_snr_gamma", self.min_snr_gamma),
+            ("foreground_weight", self.foreground_weight), ("cached", self.cached),
             ("guidance_scale", self.guidance_scale)) if not value >= 0]
         if not 0 <= self.caption_dropout <= 1:
             problems.append(f"caption_dropout must be in [0, 1], got {self.caption_dropout}")
@@ -102,10 +107,11 @@ class DiffusionTrainingConfig:
 
 @dataclass(frozen=True)
 class DiffusionBatch:
-    """One part: scaled latents and their noise (n, C, h, w), timesteps (n,), tokens (n, L)."""
+    """One part: scaled latents and noise (n, C, h, w), coverage (n, 1, h, w), timesteps (n,), tokens (n, L)."""
 
     latents: Tensor
     noise: Tensor
+    coverage: Tensor
     timesteps: Tensor
     ids: Tensor
 
@@ -124,20 +130,22 @@ class DiffusionModel(nn.Module):
     latent_scale: Tensor
 
     def __init__(
-        self, unet: UNet2DConditionModel, text_encoder: TextEncoder, schedule: ScheduleConfig, gamma: float
+        self, unet: UNet2DConditionModel, text_encoder: TextEncoder, schedule: ScheduleConfig, gamma: float,
+        foreground_weight: float = 0.0,
     ) -> None:
-        """Gamma is Min-SNR's, 0 for none."""
+        """Gamma is Min-SNR's, 0 for none; the weight is the config's."""
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
         self.register_buffer("latent_scale", torch.tensor(schedule.latent_scale))
-        self._schedule, self._gamma = schedule, gamma
+        self._schedule, self._gamma, self._foreground_weight = schedule, gamma, foreground_weight
 
     def forward(self, batch: DiffusionBatch) -> dict[str, Tensor]:
-        """Mean squared error of the prediction (eq. 5), weighted by Min-SNR if so configured."""
+        """Mean squared error of the prediction (eq. 5), weighted by Min-SNR and by coverage if so configured."""
         noisy = add_noise(self._schedule, batch.latents, batch.noise, batch.timesteps)
         target = training_target(self._schedule, batch.latents, batch.noise, batch.timesteps)
         prediction = self.unet(noisy, batch.timesteps, self.text_encoder(batch.ids), return_dict=False)[0]
-        errors = (prediction.float() - target).square().mean(dim=(1, 2, 3))
+        weights = 1 + self._foreground_weight * batch.coverage
+        errors = (weights * (prediction.float() - target).square()).mean(dim=(1, 2, 3))
         if self._gamma:
             errors = errors * min_snr_weight(self._schedule, batch.timesteps, self._gamma)
         return {"loss": errors.mean()}
@@ -201,17 +209,17 @@ class LatentSource:
             self._fill(device)
             self._captions = source.captions(0, config.cached)
 
-    def latents(self, part: Part, device: torch.device) -> Tensor:
-        """Unscaled draws of z, (n, C, h, w)."""
+    def draw(self, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Unscaled draws of z, (n, C, h, w), and the mask averaged over each of their cells, (n, 1, h, w)."""
         if self._cache is None:
-            distribution = self._encode(part, device)
+            distribution, coverage = self._encode(part, device)
         else:
             rows = self._rows(part)
-            mean, logvar = (torch.from_numpy(self._cache.arrays[name][rows]).to(device).float()
-                            for name in ("mean", "logvar"))
+            mean, logvar, coverage = (torch.from_numpy(self._cache.arrays[name][rows]).to(device).float()
+                                      for name in ("mean", "logvar", "coverage"))
             distribution = LatentDistribution(mean, logvar)
         noise = _noise(self._config.training.seed, _LATENT_STREAM, part, self.shape).to(device)
-        return distribution.mean + torch.exp(0.5 * distribution.logvar) * noise
+        return distribution.mean + torch.exp(0.5 * distribution.logvar) * noise, coverage
 
     def captions(self, part: Part) -> list[str]:
         """The captions of the same samples."""
@@ -222,27 +230,31 @@ class LatentSource:
     def measured_scale(self, device: torch.device, count: int = 512) -> float:
         """1 / standard deviation of the first samples' latents."""
         parts = [Part(start, 16) for start in range(0, count, 16)]
-        return float(1 / torch.cat([self.latents(part, device).cpu() for part in parts]).std())
+        return float(1 / torch.cat([self.draw(part, device)[0].cpu() for part in parts]).std())
 
     def _rows(self, part: Part) -> np.ndarray:
         return epoch_rows(self._config.data.seed, part.start, part.count, self._config.cached)
 
     @torch.no_grad()
-    def _encode(self, part: Part, device: torch.device) -> LatentDistribution:
-        return self.autoencoder.encode_stack(self._source.batch(part.start, part.count, device).stack)
+    def _encode(self, part: Part, device: torch.device) -> tuple[LatentDistribution, Tensor]:
+        stack = self._source.batch(part.start, part.count, device).stack
+        coverage = functional.avg_pool2d(stack[:, 6:], self.autoencoder.config.downscale)
+        return self.autoencoder.encode_stack(stack), coverage
 
     def _fill(self, device: torch.device) -> None:
         count = self._config.cached
         shapes: dict[str, tuple[tuple[int, ...], str]] = {
-            "mean": (self.shape, "float16"), "logvar": (self.shape, "float16")
+            "mean": (self.shape, "float16"), "logvar": (self.shape, "float16"),
+            "coverage": ((1, *self.shape[1:]), "float16"),
         }
         key = [asdict(self._config.data), fingerprint(self._source), _encoder_fingerprint(self.autoencoder)]
         cache = ArrayCache(expand(self._config.run) / "cache", count, shapes, key)
         with tqdm(total=count, initial=cache.filled, desc="encode", unit="image", file=sys.stderr) as bar:
             while cache.filled < count:
                 block = min(64, count - cache.filled)
-                found = self._encode(Part(cache.filled, block), device)
-                cache.store({"mean": found.mean.half().cpu().numpy(), "logvar": found.logvar.half().cpu().numpy()})
+                found, coverage = self._encode(Part(cache.filled, block), device)
+                rows = {"mean": found.mean, "logvar": found.logvar, "coverage": coverage}
+                cache.store({name: values.half().cpu().numpy() for name, values in rows.items()})
                 bar.update(block)
         self._cache = cache
 
@@ -258,7 +270,7 @@ class DiffusionTask:
         self._config, self._latents, self._prompts = config, latents, list(prompts)
         unet = build_unet(config.unet)
         _initialise_unet(unet)
-        self.model = DiffusionModel(unet, text_encoder, schedule, config.min_snr_gamma)
+        self.model = DiffusionModel(unet, text_encoder, schedule, config.min_snr_gamma, config.foreground_weight)
         if device.type == "cpu":
             _use_plain_attention(self.model)
         self.objectives: Sequence[Objective] = (Objective("diffusion", self.model),)
@@ -273,9 +285,11 @@ class DiffusionTask:
         drop = chances < self._config.caption_dropout
         captions = ["" if dropped else text for dropped, text in zip(drop, self._latents.captions(part), strict=True)]
         timesteps = torch.from_numpy((levels * self._config.schedule.num_train_timesteps).astype(np.int64))
+        latents, coverage = self._latents.draw(part, device)
         return DiffusionBatch(
-            self._latents.latents(part, device) * self.model.latent_scale.to(device),
+            latents * self.model.latent_scale.to(device),
             _noise(seed, _NOISE_STREAM, part, self._latents.shape).to(device),
+            coverage,
             timesteps.to(device),
             self.model.text_encoder.tokenize(captions).to(device),
         )

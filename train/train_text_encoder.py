@@ -101,7 +101,7 @@ class TextTask:
     def batch(self, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
         """Latents and tokens of some samples."""
         ids = self.model.text_encoder.tokenize(self._latents.captions(part))
-        return self._latents.latents(part, device), ids.to(device)
+        return self._latents.draw(part, device)[0], ids.to(device)
 
     def sheet(self, path: Path, images: int, device: torch.device) -> None:
         """There is nothing to draw."""

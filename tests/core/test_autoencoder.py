@@ -13,6 +13,7 @@ from text2layer_core.autoencoder import (
     CaT2IAutoencoder,
     Head,
     LatentDistribution,
+    fold_batch_norm,
 )
 from text2layer_core.layers import TwoLayerImage
 
@@ -181,3 +182,22 @@ def test_wrong_latents() -> None:
 def test_wrong_configs(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(PLAIN, **changes)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("config", [PLAIN, PATCHED])
+def test_folding_batch_norm_changes_nothing(config: AutoencoderConfig) -> None:
+    """Against the model with its BatchNorm, statistics and scales away from their start."""
+    torch.manual_seed(0)
+    model = CaT2IAutoencoder(config)
+    for head in model.heads.values():
+        nn.init.uniform_(head.norm.weight, 0.5, 2)
+        nn.init.normal_(head.norm.bias)
+    model(random_stack())
+    model.eval()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    folded = CaT2IAutoencoder(config, folded=True).eval()
+    folded.load_state_dict(fold_batch_norm(model.state_dict()))
+    latents = torch.randn(2, 3, 4, 4)
+    for name, output in model.decode_heads(latents).items():
+        torch.testing.assert_close(folded.decode_heads(latents)[name], output, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())

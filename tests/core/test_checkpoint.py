@@ -19,7 +19,7 @@ from text2layer_core.checkpoint import (
     Text2LayerModel,
     bundled_model_path,
     load_checkpoint,
-    read_metadata,
+    read_header,
     save_checkpoint,
     unet_config,
 )
@@ -155,12 +155,18 @@ def test_external_text_encoder_is_named_not_stored(tiny_model: Text2LayerModel, 
     assert loaded.external_text_encoder == CLIP_L
 
 
-def test_metadata_keys_and_read_metadata(tiny_model: Text2LayerModel, saved: Path) -> None:
+def test_the_header_says_what_the_model_is(tiny_model: Text2LayerModel, saved: Path) -> None:
     assert set(_metadata(saved)) == set(checkpoint.METADATA_KEYS)
-    metadata = read_metadata(saved)
-    assert metadata["card"] == tiny_model.card
-    assert set(metadata["config"]) == {"autoencoder", "unet", "text_encoder", "schedule"}
-    assert metadata["config"]["schedule"]["prediction_type"] == "v_prediction"
+    header = read_header(saved)
+    assert tiny_model.text_encoder is not None
+    assert header.autoencoder == tiny_model.autoencoder.config
+    assert header.unet is not None
+    assert header.unet.block_out_channels == (32, 64)
+    assert header.text_encoder == tiny_model.text_encoder.config
+    assert header.tokenizer_json == tiny_model.text_encoder.tokenizer_json
+    assert (header.schedule, header.card) == (tiny_model.schedule, tiny_model.card)
+    assert header.external_text_encoder is None
+    assert header.stride == 8  # patch 2, two autoencoder levels, two UNet levels
 
 
 @pytest.mark.parametrize(
@@ -174,7 +180,7 @@ def test_metadata_keys_and_read_metadata(tiny_model: Text2LayerModel, saved: Pat
 def test_files_that_are_no_safetensors(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
-    for read in (load_checkpoint, read_metadata):
+    for read in (load_checkpoint, read_header):
         with pytest.raises(CheckpointError) as caught:
             read(path)
         assert str(caught.value) == f"{path} {message}"
@@ -190,7 +196,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [20, 300, -1])
 def test_truncated_in_header_and_in_tensors(saved: Path, kept: int) -> None:
     saved.write_bytes(saved.read_bytes()[:kept])
-    for read in (load_checkpoint, read_metadata):
+    for read in (load_checkpoint, read_header):
         with pytest.raises(CheckpointError, match=r"^.*tiny.safetensors is truncated or damaged: .*$") as caught:
             read(saved)
         assert "\n" not in str(caught.value)
@@ -214,7 +220,7 @@ def test_foreign_safetensors(tmp_path: Path) -> None:
 
 def test_unknown_format_version(saved: Path) -> None:
     save_file(load_file(saved), saved, metadata=_metadata(saved) | {"text2layer.format": "7"})
-    for read in (load_checkpoint, read_metadata):
+    for read in (load_checkpoint, read_header):
         with pytest.raises(CheckpointError, match=f"has format version '7', this version reads '{FORMAT_VERSION}'$"):
             read(saved)
 

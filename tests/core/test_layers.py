@@ -131,3 +131,14 @@ def test_refuses_bad_stacks_crops_and_indices() -> None:
         image[2]
     with pytest.raises(ValueError, match="none of them 0"):
         image[2:]
+
+
+def test_pad_continues_the_border_and_crop_takes_it_off() -> None:
+    """By hand: 3x5 to multiples of 4 is 4x8, the last row and column repeated."""
+    stack = torch.rand(2, 7, 3, 5)
+    padded = TwoLayerImage.from_stack(stack).pad(4)
+    assert (padded.height, padded.width) == (4, 8)
+    assert torch.equal(padded.stack()[..., 3, :5], stack[..., 2, :])
+    assert torch.equal(padded.stack()[..., :3, 7], stack[..., 4])
+    assert torch.equal(padded.crop(3, 5).stack(), stack)
+    assert torch.equal(padded.pad(4).stack(), padded.stack())

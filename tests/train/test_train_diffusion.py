@@ -125,7 +125,7 @@ def test_latent_scale_is_measured_once(values: dict[str, Any]) -> None:
     """1 / standard deviation, by numpy; a resumed run keeps it, whatever it would measure now."""
     config = replace(config_of(values), latent_scale=0.0, cached=8)
     run, task = make(config)
-    unscaled = task._latents.latents(Part(0, 512), CPU)
+    unscaled = task._latents.draw(Part(0, 512), CPU)[0]
     assert float(task.model.latent_scale) == pytest.approx(1 / unscaled.numpy().std(ddof=1), rel=1e-5)
     scaled = task.batch(Part(0, 512), CPU).latents
     assert float(scaled.std()) == pytest.approx(1, rel=1e-5)
@@ -198,11 +198,11 @@ def test_cached_latents_equal_fresh_ones(values: dict[str, Any], tmp_path: Path)
         found = autoencoder.encode_stack(torch.cat([source.batch(int(row), 1).stack for row in rows]))
     noise = sample_noise(0, [2 * index + 1 for index in range(8)], (4, 8, 8))
     expected = found.mean + torch.exp(0.5 * found.logvar) * noise
-    latents = task._latents.latents(Part(0, 8), CPU)
+    latents = task._latents.draw(Part(0, 8), CPU)[0]
     torch.testing.assert_close(latents, expected, rtol=2e-3, atol=2e-3)
     assert task._latents.captions(Part(0, 8)) == [source.captions(int(row), 1)[0] for row in rows]
     fresh = make_task(replace(config, cached=0), CPU)._latents
-    in_order = fresh.latents(Part(0, 8), CPU) - torch.exp(0.5 * found.logvar[np.argsort(rows)]) * noise
+    in_order = fresh.draw(Part(0, 8), CPU)[0] - torch.exp(0.5 * found.logvar[np.argsort(rows)]) * noise
     torch.testing.assert_close(in_order, found.mean[np.argsort(rows)], rtol=1e-4, atol=1e-4)
     assert not list((tmp_path / "run").glob("*.tmp"))
 
