@@ -82,11 +82,11 @@ def load_unet(header: CheckpointHeader, tensors: Mapping[str, Tensor], path: str
         What a MODEL socket carries.
 
     Raises:
-        CheckpointError: the file has no UNet, one that the host cannot build, or tensors that do not fit.
+        CheckpointError: the file has no UNet, or tensors that do not fit.
     """
     if header.unet is None:
         raise CheckpointError(f"{path} has no UNet: it is the autoencoder alone, which cannot draw from a prompt")
-    config = _ModelConfig(header, _host_unet_config(header.unet, path))
+    config = _ModelConfig(header, _host_unet_config(header.unet))
     names = comfy.utils.unet_to_diffusers(config.unet_config)
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
@@ -119,11 +119,9 @@ def _expected_shapes(unet: torch.nn.Module, names: Mapping[str, str]) -> dict[st
     return {theirs: shapes[ours] for theirs, ours in names.items() if ours in shapes}
 
 
-def _host_unet_config(unet: UNetConfig, path: str) -> dict[str, Any]:
+def _host_unet_config(unet: UNetConfig) -> dict[str, Any]:
     """Arguments of the host's UNetModel for a UNet of Stable Diffusion v1's kind."""
     widths, blocks = unet.block_out_channels, unet.layers_per_block
-    if any(width % widths[0] for width in widths):
-        raise CheckpointError(f"{path}: the host's UNet needs widths that are multiples of the first, got {widths}")
     depths = [int(attends) for attends in unet.attention_levels]
     return {
         "image_size": 32,

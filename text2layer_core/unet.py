@@ -15,8 +15,8 @@ class UNetConfig:
 
     Attributes:
         in_channels: Channels of the latent, in and out.
-        block_out_channels: Width of each level from the finest on, multiples of 32 (GroupNorm) and of ``num_heads``.
-            Each level but the last halves the size.
+        block_out_channels: Width of each level from the finest on, multiples of 32 (GroupNorm), of ``num_heads`` and
+            of the first (ComfyUI's UNet counts in it). Each level but the last halves the size.
         layers_per_block: Residual blocks in each level.
         attention_levels: For each level, whether it holds self- and cross-attention. The middle block always does.
         num_heads: Attention heads, the same number in every level.
@@ -51,6 +51,11 @@ class UNetConfig:
                 raise ValueError(
                     f"block_out_channels must be multiples of {NORM_GROUPS} and of num_heads={self.num_heads}, "
                     f"got {channels}"
+                )
+            if channels % self.block_out_channels[0]:
+                raise ValueError(
+                    f"block_out_channels must be multiples of the first, got {channels} after "
+                    f"{self.block_out_channels[0]}"
                 )
 
 

@@ -96,6 +96,7 @@ def test_a_single_level_builds() -> None:
             {"block_out_channels": (32, 48)},
             "block_out_channels must be multiples of 32 and of num_heads=4, got 48",
         ),
+        ({"block_out_channels": (64, 96)}, "block_out_channels must be multiples of the first, got 96 after 64"),
         ({"num_heads": 3}, "block_out_channels must be multiples of 32 and of num_heads=3, got 32"),
         ({"block_out_channels": (0, 32)}, "block_out_channels must be multiples of 32 and of num_heads=4, got 0"),
     ],

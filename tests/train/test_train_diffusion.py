@@ -207,6 +207,20 @@ def test_cached_latents_equal_fresh_ones(values: dict[str, Any], tmp_path: Path)
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
+@pytest.mark.parametrize("cached", [0, 4])
+def test_coverage_is_the_mask_averaged_over_each_cell(values: dict[str, Any], cached: int) -> None:
+    """From the source's own masks, by slicing; the cache holds it in half precision."""
+    config = replace(config_of(values), cached=cached)
+    task = make_task(config, CPU)
+    source = open_source(config.data)
+    rows = epoch_rows(config.data.seed, 0, 4, cached) if cached else range(4)
+    cell = load_checkpoint(config.autoencoder).autoencoder.config.downscale
+    masks = torch.cat([source.batch(int(row), 1).image.mask for row in rows])
+    expected = torch.stack([masks[:, :, i::cell, j::cell] for i in range(cell) for j in range(cell)]).mean(0)
+    assert 0 < expected.mean() < 1
+    torch.testing.assert_close(task.batch(Part(0, 4), CPU).coverage, expected, rtol=0, atol=1e-3)
+
+
 def test_the_cache_belongs_to_the_encoder(values: dict[str, Any], tmp_path: Path) -> None:
     """The same encoder reads it, another decoder too, another encoder fills it anew."""
     config = replace(config_of(values), cached=4)
@@ -226,10 +240,11 @@ def test_the_cache_belongs_to_the_encoder(values: dict[str, Any], tmp_path: Path
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("gamma", [0.0, 5.0])
-def test_loss_by_hand(values: dict[str, Any], prediction_type: str, gamma: float) -> None:
+@pytest.mark.parametrize(("gamma", "weight"), [(0.0, 0.0), (5.0, 0.0), (0.0, 4.0)])
+def test_loss_by_hand(values: dict[str, Any], prediction_type: str, gamma: float, weight: float) -> None:
     """Ho et al. 2020 (eq. 4, 14), Salimans and Ho 2022 (v), Hang et al. 2023 (weights), in float64."""
-    values |= {"schedule": {"prediction_type": prediction_type}, "min_snr_gamma": gamma, "cached": 6}
+    values |= {"schedule": {"prediction_type": prediction_type}, "min_snr_gamma": gamma, "cached": 6,
+               "foreground_weight": weight}
     task = randomised(make_task(config_of(values), CPU))
     batch = task.batch(Part(0, 6), CPU)
     signal = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[batch.timesteps.numpy()]
@@ -240,7 +255,7 @@ def test_loss_by_hand(values: dict[str, Any], prediction_type: str, gamma: float
         prediction = task.model.unet(noisy, batch.timesteps, context).sample.double()
         found = task.model(batch)
     target = batch.noise if prediction_type == "epsilon" else a * batch.noise - b * batch.latents
-    errors = (prediction - target).square().mean((1, 2, 3)).numpy()
+    errors = ((1 + weight * batch.coverage) * (prediction - target).square()).mean((1, 2, 3)).numpy()
     snr = signal / (1 - signal)
     if gamma:
         errors = errors * np.minimum(snr, gamma) / (snr if prediction_type == "epsilon" else snr + 1)
@@ -439,6 +454,7 @@ def test_dry_run_reports_and_writes_nothing(
         ("caption_dropout=1.5", "a.yaml: caption_dropout must be in [0, 1], got 1.5"),
         ("latent_scale=-1", "a.yaml: latent_scale must not be negative, got -1.0"),
         ("min_snr_gamma=-5", "a.yaml: min_snr_gamma must not be negative, got -5.0"),
+        ("foreground_weight=-1", "a.yaml: foreground_weight must not be negative, got -1.0"),
         ("cached=-1", "a.yaml: cached must not be negative, got -1"),
         ("guidance_scale=.nan", "a.yaml: guidance_scale must not be negative, got nan"),
         ("schedule.latent_scale=1.0", "a.yaml: latent_scale must not stand under schedule, got 1.0 there"),
