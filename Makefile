@@ -20,7 +20,7 @@ test-slow: $(ALL)
 	$(BIN)/python -m pytest -m slow
 
 test-unit: $(ALL)
-	$(BIN)/python -m pytest tests/core tests/train -m "not (slow or gpu or comfy or browser)"
+	$(BIN)/python -m pytest tests/core tests/train tests/nodes -m "not (slow or gpu or comfy or browser)"
 
 lint: $(ALL)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Queues a Text2Layer workflow on a running ComfyUI and fetches the layers: `python examples/client.py PROMPT`.
+"""Queues a Text2Layer workflow on a running ComfyUI and fetches the layers: `python headless/client.py PROMPT`.
 
 Needs nothing but the standard library and `pip install websocket-client`.
 """
