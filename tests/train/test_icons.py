@@ -374,6 +374,20 @@ def test_choices_follow_the_config(sprites: SpriteCache) -> None:
     assert np.mean(effects) == pytest.approx(0.2, abs=0.036)  # four standard errors
 
 
+def test_snapped_things_stand_on_the_grid(sprites: SpriteCache) -> None:
+    """Box edges and sides are multiples of 8 pixels, near where they stand without; the rest is the same draw."""
+    free, snapped = (source(sprites, size=64, snap=snap) for snap in (0, 8))
+    for index in range(40):
+        one, other = (each._draw(index) for each in (free, snapped))
+        x, y, side, *rest = other.placement
+        for value in (side, x - side / 2, y - side / 2):
+            assert value * 64 % 8 == pytest.approx(0, abs=1e-9)
+        assert np.abs(np.subtract(other.placement, one.placement)).max() <= 8 / 64 + 1e-9
+        assert (other.caption, other.strength, *rest) == (one.caption, one.strength, *one.placement[3:])
+    with pytest.raises(ValueError, match="^snap must not be negative, got -1$"):
+        IconsConfig(cache="", snap=-1)
+
+
 def test_bank_of_sprites(sprites: SpriteCache) -> None:
     bank, labels = source(sprites, things=("ball", "pane"), styles=("fluent",)).sprites(32)
     assert bank.shape == (2, 4, 32, 32)

@@ -38,6 +38,8 @@ class IconsConfig:
         effect_share: share of scenes with a deliberate soft effect.
         flip_share: share of mirrored things.
         rotation: largest tilt, degrees.
+        snap: pixels that a thing's box is a multiple of, in place and size; 0 leaves both free. At the autoencoder's
+            stride a moved thing has moved latents, not others: a small UNet learns the things much sooner.
     """
 
     cache: str
@@ -47,6 +49,12 @@ class IconsConfig:
     effect_share: float = 0.2
     flip_share: float = 0.5
     rotation: float = 8.0
+    snap: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks what would otherwise draw nonsense; ValueError for a snap below 0."""
+        if self.snap < 0:
+            raise ValueError(f"snap must not be negative, got {self.snap}")
 
 
 @dataclass(frozen=True)
@@ -159,10 +167,19 @@ class IconSource:
         mirror = -1.0 if rng.random() < self._config.flip_share else 1.0
         reach = 0.46 * side  # so that a large thing at the side stays inside
         centre = min(max(rng.uniform(*_CENTRE[position]), reach), 1 - reach)
+        side, centre, middle = self._snapped(side, centre, middle)
         placement = (centre, middle, side, angle, mirror)
         strength = rng.random()
         caption = describe(scene, rng, name_style=len(self._columns) > 1)
         return _Draw(row, column, scene, caption, placement, strength)
+
+    def _snapped(self, side: float, *centres: float) -> tuple[float, ...]:
+        """Side and centres of a thing's box, as shares of the picture, on the grid of `snap` pixels if there is one."""
+        if not self._config.snap:
+            return side, *centres
+        cell = self._config.snap / self.size
+        side = max(1, round(side / cell)) * cell
+        return side, *(round((centre - side / 2) / cell) * cell + side / 2 for centre in centres)
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
         """Picture `index`'s own random numbers: stream 0 for what is shown, 1 for the background's texture."""
