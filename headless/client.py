@@ -129,6 +129,18 @@ def _readable(body: bytes, status: int) -> str:
         return f"HTTP {status}: {body.decode(errors='replace').strip()}"
 
 
+def read_graph(path: Path) -> Graph:
+    """A graph in API format; ValueError for a file that holds none, such as one that the editor saved."""
+    try:
+        graph = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"the workflow must be JSON, got {path}: {error}") from error
+    nodes = graph.values() if isinstance(graph, dict) else [graph]
+    if not all(isinstance(node, dict) and "class_type" in node and "inputs" in node for node in nodes):
+        raise ValueError(f"the workflow must be in API format (Export (API) in the editor's menu), got {path}")
+    return graph
+
+
 def change(graph: Graph, **inputs: object) -> Graph:
     """A copy with these inputs set wherever a node has them as plain values; ValueError where none has one."""
     changed: Graph = json.loads(json.dumps(graph))
@@ -157,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image", type=Path, help="a picture to upload, for the workflow's LoadImage")
     arguments = parser.parse_args(argv)
     try:
-        graph = json.loads(arguments.workflow.read_text(encoding="utf-8"))
+        graph = read_graph(arguments.workflow)
         with ComfyClient(arguments.server) as client:
             if arguments.image is not None:
                 graph = change(graph, image=client.upload(arguments.image))

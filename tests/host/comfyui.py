@@ -8,13 +8,14 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
 PACK = Path(__file__).resolve().parents[2]
 LINK = "ComfyUI-Text2Layer"
-_START_SECONDS = 120
+_START_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ def find_hosts() -> list[Host]:
 class Server:
     """A running server with this pack linked in and no other."""
 
-    def __init__(self, host: Host, *options: str, pack: bool = True, frontend: bool = False) -> None:
+    def __init__(
+        self, host: Host, *options: str, pack: bool = True, frontend: bool = False,
+        nodes: Mapping[str, str] | None = None,
+    ) -> None:
         """Starts it on a free port in a folder of its own and waits until it answers.
 
         Args:
@@ -62,6 +66,7 @@ class Server:
             options: more of main.py's.
             pack: whether this pack is there.
             frontend: the host's own web page instead of an empty one.
+            nodes: custom nodes of the test's own, file name -> source.
         """
         self.host = host
         self.folder = Path(mkdtemp(prefix="text2layer-host-"))
@@ -70,6 +75,8 @@ class Server:
         (self.folder / "page" / "index.html").write_text("<!doctype html>", encoding="utf-8")
         if pack:
             (self.folder / "custom_nodes" / LINK).symlink_to(PACK)
+        for name, source in (nodes or {}).items():
+            (self.folder / "custom_nodes" / name).write_text(source, encoding="utf-8")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -81,7 +88,7 @@ class Server:
             "--database-url", "sqlite:///:memory:", "--port", str(port), "--listen", "127.0.0.1", *page, *options,
         ]
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=host.folder, stdout=log, stderr=log, env=_environment())
+            self.process = subprocess.Popen(command, cwd=host.folder, stdout=log, stderr=log, env=environment())
         self._wait()
 
     @property
@@ -112,7 +119,7 @@ class Server:
         raise RuntimeError(f"ComfyUI {self.host.version} did not answer in {_START_SECONDS} s:\n{self.log[-4000:]}")
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, without what would lead the host to our own packages; import of diffusers is refused."""
     block = PACK / "tests" / "host" / "blocked"
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}

@@ -384,7 +384,7 @@ def test_snapped_things_stand_on_the_grid(sprites: SpriteCache) -> None:
             assert value * 64 % 8 == pytest.approx(0, abs=1e-9)
         assert np.abs(np.subtract(other.placement, one.placement)).max() <= 8 / 64 + 1e-9
         assert (other.caption, other.strength, *rest) == (one.caption, one.strength, *one.placement[3:])
-    with pytest.raises(ValueError, match="^snap must not be negative, got -1$"):
+    with pytest.raises(ValueError, match=r"^snap must not be negative, got -1$"):
         IconsConfig(cache="", snap=-1)
 
 
