@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
     "text2layer_core": {"train", "nodes", "comfy", "comfy_api", "text2layer_core", "accelerate", "cv2"},
+    "nodes": {"nodes", "train", "text2layer_core", "diffusers", "transformers", "accelerate", "cv2"},
     "train": {"nodes", "comfy", "comfy_api"},
 }
 LAZY = {"diffusers", "transformers", "tokenizers", "psd_tools", "tqdm"}
@@ -42,8 +43,8 @@ def test_imports_go_one_way(package: str) -> None:
     assert wrong == {}
 
 
-def test_core_loads_no_heavy_library() -> None:
-    files = sorted((ROOT / "text2layer_core").rglob("*.py"))
+def test_core_and_nodes_load_no_heavy_library() -> None:
+    files = [path for package in ("text2layer_core", "nodes") for path in sorted((ROOT / package).rglob("*.py"))]
     wrong = {path.name: both for path in files if (both := imports(path, at_load=True) & LAZY)}
     assert wrong == {}
 
