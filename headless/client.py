@@ -21,6 +21,7 @@ from typing import Any
 import websocket
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "api" / "text2layer_basic.json"
+LAYERED = ("Text2LayerGenerate", "Text2LayerDecode")  # each shows composed, foreground, background and mask
 Graph = dict[str, dict[str, Any]]
 
 
@@ -41,8 +42,8 @@ class ComfyClient:
         self.server, self.client_id = server, uuid.uuid4().hex
         try:
             self._socket = websocket.create_connection(f"ws://{server}/ws?clientId={self.client_id}", timeout=timeout)
-        except OSError as error:
-            raise ComfyError(f"no ComfyUI at {server}: {error}") from error
+        except (OSError, ValueError, websocket.WebSocketException) as error:
+            raise ComfyError(f"no ComfyUI at {server}: {' '.join(str(error).split())[:200]}") from error
 
     def __enter__(self) -> ComfyClient:
         return self
@@ -74,7 +75,7 @@ class ComfyClient:
             ComfyError: a node failed, or the run was interrupted.
         """
         while True:
-            message = self._socket.recv()
+            message = self._receive()
             if not isinstance(message, str):
                 continue  # a preview
             event = json.loads(message)
@@ -89,6 +90,15 @@ class ComfyClient:
                 raise ComfyError("interrupted")
             elif event["type"] == "execution_success":
                 return self.history(prompt_id)["outputs"]
+
+    def _receive(self) -> str | bytes:
+        try:
+            message = self._socket.recv()
+        except (OSError, websocket.WebSocketException) as error:
+            raise ComfyError(f"the connection to {self.server} broke off: {error}") from error
+        if message == "":
+            raise ComfyError(f"{self.server} closed the connection")
+        return message
 
     def history(self, prompt_id: str) -> dict[str, Any]:
         """What the server keeps of a finished run; it is written shortly after the last message."""
@@ -176,7 +186,8 @@ def main(argv: list[str] | None = None) -> int:
             prompt_id = client.queue(change(graph, prompt=arguments.prompt, seed=arguments.seed))
             outputs = client.wait(prompt_id, _show)
             arguments.out.mkdir(parents=True, exist_ok=True)
-            images = [image for node in outputs.values() for image in node.get("images", [])]
+            images = [image for node_id, node in outputs.items() if graph[node_id]["class_type"] in LAYERED
+                      for image in node.get("images", [])]
             for index, image in enumerate(images):
                 name = ("composed", "foreground", "background", "mask")[index % 4]
                 path = arguments.out / f"{name}-{arguments.seed}-{index // 4:02d}.png"

@@ -33,7 +33,7 @@ def layers_from_images(foreground: Tensor, background: Tensor, mask: Tensor) -> 
     Args:
         foreground: IMAGE (N, H, W, 3 or 4); an alpha channel is left out, the mask counts.
         background: IMAGE (N, H, W, 3).
-        mask: MASK (N, H, W), or (1, H, W) for all pictures; 1 where the foreground shows.
+        mask: MASK (N, H, W), or (1, H, W) or (H, W) for all pictures; 1 where the foreground shows.
 
     Returns:
         Layers whose foreground is continued where the mask is 0.
@@ -46,6 +46,7 @@ def layers_from_images(foreground: Tensor, background: Tensor, mask: Tensor) -> 
     if background.shape[-1] != 3:
         raise ValueError(f"background must be RGB (3 channels), got {background.shape[-1]} channels")
     count, height, width = foreground.shape[:3]
+    mask = mask.reshape(-1, *mask.shape[-2:])  # some nodes give (H, W)
     _check_size("background", background, height, width)
     _check_size("foreground_mask", mask, height, width)
     if mask.shape[0] == 1:

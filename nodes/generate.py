@@ -36,13 +36,13 @@ class Text2LayerGenerate(io.ComfyNode):
                 io.Model.Input("model", tooltip="Of Load Text2Layer Model, with LoRAs if you like."),
                 io.Clip.Input("clip", tooltip="Of Load Text2Layer Model."),
                 io.Vae.Input("vae", tooltip="Of Load Text2Layer Model."),
-                io.String.Input("prompt", default="a fox in the snow", multiline=True,
+                io.String.Input("prompt", default="a fox in the snow", multiline=True, dynamic_prompts=True,
                                 tooltip="What to draw: thing, place, size, position; (word:1.2) weighs a word."),
                 io.String.Input("negative", default="", multiline=True, tooltip="What to lead away from."),
                 io.Int.Input("seed", default=0, min=0, max=_MAX_SEED, control_after_generate=True,
                              tooltip="The same seed and settings give the same picture."),
                 io.Int.Input("steps", default=50, min=1, max=1000,
-                             tooltip="Denoising steps; 20 and 50 also give the command line's picture."),
+                             tooltip="Denoising steps: more are slower and sharper."),
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="Guidance scale: how strongly the prompt leads; 1 turns it off."),
                 io.Combo.Input("sampler", options=samplers, default="ddim", tooltip="ddim is the paper's."),
@@ -70,6 +70,9 @@ class Text2LayerGenerate(io.ComfyNode):
         if clip is None:
             raise ValueError("clip must be a text encoder, got none: this model was trained with CLIP-L, load that")
         latent = empty_latent(model, width, height, batch_size)
+        if vae.latent_channels != latent["samples"].shape[1]:
+            raise ValueError(f"vae must be of the same model as model, got {vae.latent_channels} latent channels "
+                             f"where the model has {latent['samples'].shape[1]}")
         positive, unconditional = (_conditioning(clip, text) for text in (prompt, negative))
         latent["samples"] = comfy.sample.sample(
             model, comfy.sample.prepare_noise(latent["samples"], seed), steps, cfg, sampler, scheduler, positive,

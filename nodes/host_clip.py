@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import comfy.clip_model
 import comfy.sd
@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from ..text2layer_core.checkpoint import CheckpointHeader, check_keys
-from ..text2layer_core.text_encoder import END_TOKEN, START_TOKEN, clip_text_config
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from ..text2layer_core.text_encoder import END_TOKEN, START_TOKEN, clip_text_config, load_tokenizer
+from .host_unet import module_shapes
 
 _CLIP_NAME = "l"  # as in Stable Diffusion v1, so that LoRAs in its keys load
 _PROJECTION = "text_projection.weight"
@@ -28,9 +26,7 @@ class _Tokenizer:
     """What the host asks of a transformers tokenizer, on a tokenizer of ours."""
 
     def __init__(self, tokenizer_json: str) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer: Tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._tokenizer = load_tokenizer(tokenizer_json)
 
     @classmethod
     def from_pretrained(cls, tokenizer_json: str) -> _Tokenizer:
@@ -43,10 +39,6 @@ class _Tokenizer:
     def get_vocab(self) -> dict[str, int]:
         """Token -> number."""
         return self._tokenizer.get_vocab()
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Numbers -> text."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
 
 class _TextModel(comfy.clip_model.CLIPTextModel):
@@ -97,10 +89,10 @@ def load_clip(header: CheckpointHeader, tensors: Mapping[str, Tensor], path: str
     clip = comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        model_options={"dtype": torch.float32},  # it is small: this costs nothing, and keeps the terminal's picture
+        model_options={"dtype": torch.float32},  # keeps the terminal's picture; ours are small
     )
     transformer = getattr(clip.cond_stage_model, f"clip_{_CLIP_NAME}").transformer
-    expected = {key: tuple(tensor.shape) for key, tensor in transformer.state_dict().items() if key != _PROJECTION}
+    expected = {key: shape for key, shape in module_shapes(transformer).items() if key != _PROJECTION}
     check_keys(path, expected, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
     transformer.load_state_dict({**tensors, _PROJECTION: torch.eye(config.hidden_size)})
     return clip

@@ -99,7 +99,8 @@ def load_unet(header: CheckpointHeader, tensors: Mapping[str, Tensor], path: str
         dtype, comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
     )
     model = config.get_model({}, "")
-    expected = _expected_shapes(model.diffusion_model, names)
+    shapes = module_shapes(model.diffusion_model)
+    expected = {theirs: shapes[ours] for theirs, ours in names.items() if ours in shapes}
     check_keys(path, expected, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
     patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     patcher = patcher_class(model, load_device=device, offload_device=offload_device)
@@ -108,15 +109,15 @@ def load_unet(header: CheckpointHeader, tensors: Mapping[str, Tensor], path: str
     return patcher
 
 
-def _expected_shapes(unet: torch.nn.Module, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Shapes by diffusers' names. Where the host fills a layer only at loading, the layer's own numbers give them."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
-    for prefix, module in unet.named_modules():
+def module_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's tensors. With dynamic VRAM the host makes Linear's only at loading: its numbers give them."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    for prefix, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             shapes[f"{prefix}.weight"] = (module.out_features, module.in_features)
             if getattr(module, "comfy_need_lazy_init_bias", module.bias is not None):
                 shapes[f"{prefix}.bias"] = (module.out_features,)
-    return {theirs: shapes[ours] for theirs, ours in names.items() if ours in shapes}
+    return shapes
 
 
 def _host_unet_config(unet: UNetConfig) -> dict[str, Any]:

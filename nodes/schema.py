@@ -35,7 +35,7 @@ def layer_outputs() -> list[io.Output]:
         io.Image.Output("composed", display_name="composed", tooltip="mask * foreground + (1 - mask) * background."),
         Layers.Output(
             "layers", display_name="layers", is_output_list=True,
-            tooltip="One layer document per picture, for Create Layered Image and the text2layer nodes.",
+            tooltip="One layer document per picture, for Create Layered Image.",
         ),
     ]
 

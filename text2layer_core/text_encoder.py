@@ -1,16 +1,20 @@
 """Text conditioning: CLIP's text encoder at any size and its tokenizer (paper, section on CaT2I-AE-SD)."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from tokenizers import Tokenizer
 
 START_TOKEN = "<|startoftext|>"  # noqa: S105
@@ -74,7 +78,7 @@ def clip_text_config(config: TextEncoderConfig, *, start_id: int, end_id: int) -
     }
 
 
-def train_tokenizer(captions: Iterable[str], vocab_size: int) -> "Tokenizer":
+def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     """Trains a byte-pair tokenizer in CLIP's form (Radford et al. 2021, section 2.4).
 
     Lower-cased; words split as CLIP splits them; byte-level, with ``</w>`` at a word's end. The vocabulary is ordered
@@ -145,7 +149,7 @@ class TextEncoder(nn.Module):
 
         self.config = config
         self.tokenizer_json = tokenizer_json
-        self.tokenizer = _load_tokenizer(tokenizer_json)
+        self.tokenizer = load_tokenizer(tokenizer_json)
         self.start_id = _token_id(self.tokenizer, START_TOKEN)
         self.end_id = _token_id(self.tokenizer, END_TOKEN)
         size = self.tokenizer.get_vocab_size()
@@ -253,14 +257,14 @@ def _byte_alphabet() -> list[str]:
     return [chr(code) for code in printable] + [chr(256 + index) for index in range(256 - len(printable))]
 
 
-def _merges(tokenizer: "Tokenizer") -> list[tuple[str, str]]:
+def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     """The learnt merges, most frequent first. Newer tokenizers write pairs, older ones a string with a space."""
     merges: list[str | list[str]] = json.loads(tokenizer.to_str())["model"]["merges"]
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     return [(left, right) for left, right in pairs]
 
 
-def _set_clip_splitting(tokenizer: "Tokenizer") -> None:
+def _set_clip_splitting(tokenizer: Tokenizer) -> None:
     """Sets CLIP's lower-casing and word splitting."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -275,7 +279,7 @@ def _set_clip_splitting(tokenizer: "Tokenizer") -> None:
     )
 
 
-def _clip_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> "Tokenizer":
+def _clip_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """Builds CLIP's tokenizer from its vocabulary and merges."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
 
@@ -294,7 +298,7 @@ def _clip_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
     return tokenizer
 
 
-def _load_tokenizer(tokenizer_json: str) -> "Tokenizer":
+def load_tokenizer(tokenizer_json: str) -> Tokenizer:
     """Reads the JSON; a stored padding or truncation is dropped, since ``TextEncoder.tokenize`` does both."""
     from tokenizers import Tokenizer
 
@@ -307,7 +311,7 @@ def _load_tokenizer(tokenizer_json: str) -> "Tokenizer":
     return tokenizer
 
 
-def _token_id(tokenizer: "Tokenizer", token: str) -> int:
+def _token_id(tokenizer: Tokenizer, token: str) -> int:
     index: int | None = tokenizer.token_to_id(token)
     if index is None:
         raise ValueError(f"the tokenizer must hold the token {token}, got a vocabulary without it")

@@ -141,6 +141,52 @@ def check_low_vram_gives_the_same() -> None:
     torch.testing.assert_close(decoded[:, :7], expected["decoded"], rtol=1e-4, atol=1e-4)
 
 
+def check_a_mask_without_batch_serves_all() -> None:
+    """Some nodes give a MASK of (H, W)."""
+    convert = part("nodes.convert")
+    picture, mask = torch.rand(2, 5, 7, 3), torch.rand(5, 7)
+    found = convert.layers_from_images(picture, picture, mask)
+    assert torch.equal(found.mask, mask.expand(2, 1, 5, 7))
+    assert "foreground_mask must have the foreground's size 7x5, got 7x4" in refusal(
+        convert.layers_from_images, picture, picture, mask[:4]
+    )
+
+
+def check_dynamic_vram_loads() -> None:
+    """With it, which today's host uses on NVIDIA cards, layers hold no weights until a file fills them.
+
+    The file itself is read without it: that part needs the card.
+    """
+    try:
+        import comfy.memory_management as memory
+    except ImportError:
+        return  # an older host has none
+    import comfy.utils
+
+    expected, before, read = reference(), memory.aimdo_enabled, comfy.utils.load_torch_file
+
+    def load_torch_file(*arguments: Any, **options: Any) -> Any:
+        memory.aimdo_enabled = before
+        try:
+            return read(*arguments, **options)
+        finally:
+            memory.aimdo_enabled = True
+
+    memory.aimdo_enabled, comfy.utils.load_torch_file = True, load_torch_file
+    try:
+        model, clip, vae = load("four-level.safetensors")
+        assert "missing (1): mid_block.resnets.0.conv1.weight" in refusal(load, "broken.safetensors")
+    finally:
+        memory.aimdo_enabled, comfy.utils.load_torch_file = before, read
+    with torch.no_grad():
+        found = model.model.diffusion_model(expected["latents"], expected["timesteps"], context=expected["context"])
+    torch.testing.assert_close(found, expected["predicted"], rtol=1e-4, atol=1e-4)
+    context = clip.encode_from_tokens(clip.tokenize("a red fox on snow"))
+    torch.testing.assert_close(context, expected["context"][:1], rtol=1e-4, atol=1e-4)
+    layers = vae.decode_layers(expected["latents"]).layers
+    torch.testing.assert_close(layers.stack(), expected["decoded"], rtol=1e-4, atol=1e-4)
+
+
 def live_numbers() -> int:
     """How many numbers all tensors hold."""
     gc.collect()
