@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..text2layer_core.compositing import compose, pad_foreground
+from ..text2layer_core.compositing import pad_foreground
 from ..text2layer_core.layers import TwoLayerImage
 
 LAYERS_VERSION = 1
+SIZE = "text2layer_size"
+"""In a LATENT: width and height of the picture before it was padded."""
 
 
 def to_bhwc(picture: Tensor) -> Tensor:
@@ -59,12 +61,12 @@ def layers_from_images(foreground: Tensor, background: Tensor, mask: Tensor) -> 
     return TwoLayerImage(pad_foreground(colour, alpha), to_nchw(background).to(colour).clamp(0, 1), alpha)
 
 
-def layer_outputs(image: TwoLayerImage) -> tuple[Tensor, Tensor, Tensor, Tensor, list[dict[str, Any]]]:
+def layer_outputs(
+    image: TwoLayerImage, composed: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[dict[str, Any]]]:
     """Foreground RGBA, background, foreground_mask, composed, and one LAYERS document per picture."""
     documents = [layers_document(image[index]) for index in range(len(image))]
-    return (
-        to_bhwc(image.rgba), to_bhwc(image.background), foreground_mask(image), to_bhwc(compose(image)), documents,
-    )
+    return to_bhwc(image.rgba), to_bhwc(image.background), foreground_mask(image), to_bhwc(composed), documents
 
 
 def layers_document(image: TwoLayerImage) -> dict[str, Any]:

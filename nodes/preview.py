@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.utils
 from comfy_api.v0_0_2 import io, ui
 from server import PromptServer
 from torch import Tensor
 
-from ..text2layer_core.compositing import compose
 from ..text2layer_core.layers import TwoLayerImage
 from ..text2layer_core.metrics import consistency_psnr
 from .convert import to_bhwc
 
 
-def layers_preview(layers: TwoLayerImage, predicted: Tensor | None, cls: type[io.ComfyNode]) -> dict[str, Any]:
+def layers_preview(
+    layers: TwoLayerImage, composed: Tensor, predicted: Tensor | None, cls: type[io.ComfyNode]
+) -> dict[str, Any]:
     """The node's picture strip: composed, foreground, background, mask of each picture, and a line of text."""
-    composed = compose(layers)
     saved: list[Any] = []
+    bar = comfy.utils.ProgressBar(len(layers))  # each update also looks whether the run was interrupted
     for index in range(len(layers)):
         one = layers[index]
         for picture in (composed[index : index + 1], one.rgba, one.background, one.mask.expand(-1, 3, -1, -1)):
             saved += ui.PreviewImage(to_bhwc(picture), cls=cls).values
+        bar.update(1)
     text = _consistency(predicted, composed)
     PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
     return {"images": saved, "text": (text,)}

@@ -32,6 +32,7 @@ def server() -> Iterator[Server]:
     server = Server(hosts[-1], frontend=True)
     yield server
     server.stop()
+    shutil.rmtree(server.folder)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -33,6 +34,7 @@ def test_pack_is_imported_fast(host: Host, server: Server) -> None:
         again = Server(host)
         again.stop()
         seconds = import_seconds(again)
+        shutil.rmtree(again.folder)
     assert seconds <= MAX_IMPORT_SECONDS
 
 

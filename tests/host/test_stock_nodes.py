@@ -96,7 +96,8 @@ def test_vae_encode_names_our_encoder(
 def lora(style: str) -> dict[str, torch.Tensor]:
     """A random LoRA on the attention of the bundled UNet and on the matrices of its text encoder.
 
-    In kohya's names, or in those of diffusers' attention processors and transformers' layers.
+    In kohya's names, or in those of diffusers' attention processors and transformers' layers. Those that PEFT gives
+    ("unet....to_k.lora_A.weight") the host reads for none of its models of this kind, SD15's included.
     """
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
@@ -212,8 +213,7 @@ def test_each_step_sends_a_preview(
 
 def test_the_bundled_preview_is_like_composed(client: ComfyClient) -> None:
     """At the latent's size the last preview must be nearer to the picture than the picture's own mean colour is."""
-    if "latent_rgb" not in read_header(bundled_model_path()).card:
-        pytest.skip("the bundled model's card has no latent_rgb: python -m train.latent_rgb --model FILE adds it")
+    assert "latent_rgb" in read_header(bundled_model_path()).card, "python -m train.latent_rgb --model FILE adds it"
     graph = Graph()
     node = generate(graph, load(graph), steps=20, width=128, height=128, seed=11)
     found = previews(client, graph)

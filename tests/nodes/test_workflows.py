@@ -33,7 +33,9 @@ def workflow(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_the_folder_holds_these_workflows() -> None:
+    """Each with its thumbnail."""
     assert sorted(path.stem for path in WORKFLOWS.glob("*.json")) == NAMES
+    assert sorted(path.stem for path in WORKFLOWS.glob("*.jpg")) == NAMES
 
 
 def test_twins_are_the_same_graph() -> None:
