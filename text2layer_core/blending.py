@@ -1,9 +1,12 @@
-"""How a layer's colour mixes with what lies below it: W3C, "Compositing and Blending Level 1", section 10."""
+"""How a layer's colour mixes with what lies below it: W3C, "Compositing and Blending Level 1", section 10.
+
+Each formula is evaluated with a harmless divisor or root where another branch applies, so that gradients stay finite.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from torch import Tensor
 _LUMINOSITY = (0.3, 0.59, 0.11)
 
 
-class BlendMode(str, Enum):
+class BlendMode(StrEnum):
     """The blend modes of the specification, under its own names, which Photoshop and OpenRaster share."""
 
     NORMAL = "normal"
@@ -47,8 +50,10 @@ def mix(backdrop: Tensor, source: Tensor, mode: BlendMode | str) -> Tensor:
         ValueError: the mode is unknown, or the shapes differ or hold other than 3 channels.
     """
     if backdrop.shape != source.shape or source.ndim != 4 or source.shape[1] != 3:
-        raise ValueError("backdrop and source must have one shape (N, 3, H, W), "
-                         f"got {tuple(backdrop.shape)} and {tuple(source.shape)}")
+        raise ValueError(
+            "backdrop and source must have one shape (N, 3, H, W), "
+            f"got {tuple(backdrop.shape)} and {tuple(source.shape)}"
+        )
     return _FORMULAS[blend_mode(mode)](backdrop, source)
 
 
@@ -57,7 +62,7 @@ def blend_mode(name: BlendMode | str) -> BlendMode:
     try:
         return BlendMode(name)
     except ValueError:
-        raise ValueError(f"blend_mode must be one of {', '.join(m.value for m in BlendMode)}, got {name}") from None
+        raise ValueError(f"blend_mode must be one of {', '.join(BlendMode)}, got {name}") from None
 
 
 def _multiply(backdrop: Tensor, source: Tensor) -> Tensor:
@@ -73,17 +78,18 @@ def _hard_light(backdrop: Tensor, source: Tensor) -> Tensor:
 
 
 def _color_dodge(backdrop: Tensor, source: Tensor) -> Tensor:
-    bright = (backdrop / (1 - source).clamp_min(torch.finfo(source.dtype).tiny)).clamp_max(1)
+    bright = (backdrop / torch.where(source < 1, 1 - source, 1.0)).clamp_max(1)
     return torch.where(backdrop <= 0, 0.0, torch.where(source >= 1, 1.0, bright))
 
 
 def _color_burn(backdrop: Tensor, source: Tensor) -> Tensor:
-    dark = 1 - ((1 - backdrop) / source.clamp_min(torch.finfo(source.dtype).tiny)).clamp_max(1)
+    dark = 1 - ((1 - backdrop) / torch.where(source > 0, source, 1.0)).clamp_max(1)
     return torch.where(backdrop >= 1, 1.0, torch.where(source <= 0, 0.0, dark))
 
 
 def _soft_light(backdrop: Tensor, source: Tensor) -> Tensor:
-    lifted = torch.where(backdrop <= 0.25, ((16 * backdrop - 12) * backdrop + 4) * backdrop, backdrop.sqrt())
+    polynomial = ((16 * backdrop - 12) * backdrop + 4) * backdrop
+    lifted = torch.where(backdrop <= 0.25, polynomial, backdrop.clamp_min(0.25).sqrt())
     amount = 2 * source - 1
     return torch.where(
         source <= 0.5, backdrop + amount * backdrop * (1 - backdrop), backdrop + amount * (lifted - backdrop)
@@ -92,7 +98,8 @@ def _soft_light(backdrop: Tensor, source: Tensor) -> Tensor:
 
 def _luminosity(colour: Tensor) -> Tensor:
     """Lum of the specification, (N, 1, H, W)."""
-    return torch.einsum("nchw,c->nhw", colour, colour.new_tensor(_LUMINOSITY)).unsqueeze(1)
+    red, green, blue = (weight * colour[:, channel : channel + 1] for channel, weight in enumerate(_LUMINOSITY))
+    return red + green + blue
 
 
 def _saturation(colour: Tensor) -> Tensor:
@@ -102,21 +109,22 @@ def _saturation(colour: Tensor) -> Tensor:
 
 def _with_luminosity(colour: Tensor, luminosity: Tensor) -> Tensor:
     """SetLum and ClipColor of the specification: moved to a luminosity, then drawn towards it into [0, 1]."""
-    shift = luminosity - _luminosity(colour)
-    colour = colour + shift
+    colour = colour + (luminosity - _luminosity(colour))
     low, high = colour.amin(1, keepdim=True), colour.amax(1, keepdim=True)
-    tiny = torch.finfo(colour.dtype).eps
-    difference = colour - luminosity
-    colour = torch.where(low < 0, luminosity + difference * luminosity / (luminosity - low).clamp_min(tiny), colour)
-    difference = colour - luminosity
-    above = luminosity + difference * (1 - luminosity) / (high - luminosity).clamp_min(tiny)
-    return torch.where(high > 1, above, colour).clamp(0, 1)
+    down = torch.where(low < 0, luminosity / _positive(luminosity - low), 1.0)
+    colour = luminosity + (colour - luminosity) * down
+    up = torch.where(high > 1, (1 - luminosity) / _positive(high - luminosity), 1.0)
+    return (luminosity + (colour - luminosity) * up).clamp(0, 1)
 
 
 def _with_saturation(colour: Tensor, saturation: Tensor) -> Tensor:
     """SetSat of the specification: the least channel becomes 0, the greatest the saturation."""
-    low, span = colour.amin(1, keepdim=True), _saturation(colour)
-    return torch.where(span > 0, (colour - low) / span.clamp_min(torch.finfo(colour.dtype).tiny) * saturation, 0.0)
+    return (colour - colour.amin(1, keepdim=True)) / _positive(_saturation(colour)) * saturation
+
+
+def _positive(divisor: Tensor) -> Tensor:
+    """The divisor, or 1 where it is not above 0."""
+    return torch.where(divisor > 0, divisor, 1.0)
 
 
 _FORMULAS: dict[BlendMode, Callable[[Tensor, Tensor], Tensor]] = {

@@ -127,6 +127,7 @@ class TwoLayerImage:
 
 
 def check_float_tensor(name: str, value: object) -> None:
+    """Raises ValueError unless the value is a tensor of a floating dtype."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch tensor, got {type(value).__name__}")
     if not value.is_floating_point():
@@ -148,6 +149,7 @@ def _check_matches(name: str, part: Tensor, foreground: Tensor, shape: tuple[int
 
 
 def check_range(name: str, part: Tensor) -> None:
+    """Raises ValueError unless all values are finite and in [0, 1]; a tensor without values passes."""
     if part.is_meta:
         return
     low, high = (float(value) for value in torch.aminmax(part.detach()))
