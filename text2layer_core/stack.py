@@ -77,6 +77,11 @@ class Layer:
                 raise ValueError(
                     f"mask must have shape {(count, 1, height, width)} to match picture, got {tuple(self.mask.shape)}"
                 )
+            if (self.mask.dtype, self.mask.device) != (self.picture.dtype, self.picture.device):
+                raise ValueError(
+                    f"mask must have dtype {self.picture.dtype} on {self.picture.device} to match picture, "
+                    f"got {self.mask.dtype} on {self.mask.device}"
+                )
             check_range("mask", self.mask)
         for name, number in (("x", self.x), ("y", self.y), ("rotation", self.rotation)):
             if not math.isfinite(number):
@@ -125,7 +130,7 @@ class LayerStack:
 
     def __post_init__(self) -> None:
         """Checks canvas, count and that the layers belong together."""
-        if len(self.canvas) != 2 or not all(isinstance(side, int) and side > 0 for side in self.canvas):
+        if len(self.canvas) != 2 or not all(type(side) is int and side > 0 for side in self.canvas):
             raise ValueError(f"canvas must be a width and a height of at least 1 pixel, got {self.canvas}")
         if not 1 <= len(self.layers) <= MAX_LAYERS:
             raise ValueError(f"a document must hold 1 to {MAX_LAYERS} layers, got {len(self.layers)}")

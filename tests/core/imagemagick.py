@@ -23,7 +23,7 @@ def _command() -> str | None:
 
 
 def composite(folder: Path, mode: str, *pictures: Tensor) -> Tensor:
-    """Pictures (1, 3 or 4, H, W) over each other, bottom first, through 16-bit files; the test is skipped without it."""
+    """Pictures (1, 3 or 4, H, W) over each other, bottom first, through 16-bit files; skips the test without it."""
     command = _command()
     if command is None:
         pytest.skip("ImageMagick is not installed")
