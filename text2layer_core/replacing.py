@@ -124,7 +124,7 @@ def replace_layer(
             result = result.with_layer(index, picture=matched)
         if wrap_strength:
             radius = wrap_radius * min(stack.canvas)
-            result = _with(result, index, _wrapped(result.layers[index], backdrop, radius, wrap_strength))
+            result = result.replaced(index, _wrapped(result.layers[index], backdrop, radius, wrap_strength))
     return result
 
 
@@ -161,9 +161,3 @@ def _wrapped(layer: Layer, backdrop: Tensor, radius: float, strength: float) -> 
     light = (backdrop[:, :3] * backdrop[:, 3:])[..., rows, :][..., columns]
     colour = light_wrap(flat.colour, flat.coverage, light, radius=radius, strength=strength)
     return replace(flat, picture=torch.cat([colour, flat.picture[:, 3:]], dim=1))
-
-
-def _with(stack: LayerStack, position: int, layer: Layer) -> LayerStack:
-    layers = list(stack.layers)
-    layers[position] = layer
-    return replace(stack, layers=tuple(layers))

@@ -166,8 +166,12 @@ class LayerStack:
 
     def with_layer(self, position: int, **changes: Any) -> LayerStack:  # noqa: ANN401
         """The document with some attributes of one layer changed."""
+        return self.replaced(position, replace(self.layers[position], **changes))
+
+    def replaced(self, position: int, layer: Layer) -> LayerStack:
+        """The document with another layer at that position."""
         layers = list(self.layers)
-        layers[position] = replace(layers[position], **changes)
+        layers[position] = layer
         return replace(self, layers=tuple(layers))
 
     @classmethod
