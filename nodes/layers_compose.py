@@ -10,7 +10,7 @@ from torch import Tensor
 from ..text2layer_core.composition import compose_stack, without_full_alpha
 from ..text2layer_core.stack import Layer, LayerStack
 from .convert import documents_from_stack, layer_from_image, stack_from_layers, to_bhwc, with_batch
-from .layers_input import ALIASES
+from .layers_input import ALIASES, document_output
 from .schema import Layers, schema
 
 
@@ -45,8 +45,7 @@ class Text2LayerCompose(io.ComfyNode):
                                 tooltip="RGB; RGBA with straight alpha if something shows through."),
                 io.Mask.Output("coverage", display_name="coverage",
                                tooltip="1 where the layers cover the canvas, 0 where nothing is."),
-                Layers.Output("layers", display_name="layers", is_output_list=True,
-                              tooltip="All of it as one layer document per picture."),
+                document_output("All of it as one layer document per picture.", is_list=True),
             ],
         )
 

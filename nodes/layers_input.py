@@ -24,9 +24,9 @@ def layer_input(default: str = "") -> io.Input:
     )
 
 
-def document_output(tooltip: str) -> io.Output:
-    """A changed document."""
-    return Layers.Output("layers", display_name="layers", tooltip=tooltip)
+def document_output(tooltip: str, *, is_list: bool = False) -> io.Output:
+    """A changed document; its id is not "layers", for older hosts want no input and output of one id."""
+    return Layers.Output("document", display_name="layers", is_output_list=is_list, tooltip=tooltip)
 
 
 def layer_position(stack: LayerStack, text: str) -> int:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..text2layer_core.replacing import ColourMatch, Fit, replace_layer
 from .convert import documents_from_stack, layer_from_image, stack_from_layers, with_batch
-from .layers_input import ALIASES, document_input, layer_input, layer_position
-from .schema import Layers, check_choice, check_finite, schema
+from .layers_input import ALIASES, document_input, document_output, layer_input, layer_position
+from .schema import check_choice, check_finite, schema
 
 FITS = [fit.value for fit in Fit]
 MATCHES = [match.value for match in ColourMatch]
@@ -51,8 +51,7 @@ class Text2LayerReplaceLayer(io.ComfyNode):
                               tooltip="1 where the new picture shows; multiplies its alpha. Invert the MASK of Load "
                               "Image."),
             ],
-            outputs=[Layers.Output("layers", display_name="layers", is_output_list=True,
-                                   tooltip="One document per picture with the layer replaced.")],
+            outputs=[document_output("One document per picture with the layer replaced.", is_list=True)],
         )
 
     @classmethod

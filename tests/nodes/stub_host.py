@@ -79,6 +79,12 @@ class _Schema:
     inputs: Sequence[_Slot]
     outputs: Sequence[_Slot]
 
+    def __post_init__(self) -> None:
+        """As ComfyUI 0.3.64 does; later ones let an output have an input's id."""
+        ids = [slot.id for slot in (*self.inputs, *self.outputs)]
+        if len(ids) != len(set(ids)):
+            raise ValueError(f"{self.node_id}: ids must be unique between inputs and outputs, got {ids}")
+
 
 class _Type:
     """`io.Image`, `io.Int`, ...: makes inputs and outputs of one type."""
