@@ -6,6 +6,10 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .generate import Text2LayerGenerate
 from .latents import Text2LayerDecode, Text2LayerEmptyLatent, Text2LayerEncode
+from .layers_arrange import Text2LayerBuild, Text2LayerMerge, Text2LayerReorder, Text2LayerSplit
+from .layers_compose import Text2LayerCompose
+from .layers_replace import Text2LayerReplaceLayer
+from .layers_transform import Text2LayerTransform
 from .loader import Text2LayerModelLoader
 from .model_files import register_model_folder
 
@@ -15,6 +19,13 @@ NODES: list[type[io.ComfyNode]] = [
     Text2LayerDecode,
     Text2LayerEncode,
     Text2LayerGenerate,
+    Text2LayerCompose,
+    Text2LayerTransform,
+    Text2LayerReplaceLayer,
+    Text2LayerBuild,
+    Text2LayerSplit,
+    Text2LayerReorder,
+    Text2LayerMerge,
 ]
 """In the order of the menu; ids, inputs and outputs are fixed for ever (tests/nodes/contract.json)."""
 

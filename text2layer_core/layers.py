@@ -37,13 +37,13 @@ class TwoLayerImage:
         """Checks types, shapes, dtypes, devices and values of the three parts."""
         parts = {"foreground": self.foreground, "background": self.background, "mask": self.mask}
         for name, part in parts.items():
-            _check_float_tensor(name, part)
+            check_float_tensor(name, part)
         _check_foreground_shape(self.foreground)
         count, _, height, width = self.foreground.shape
         _check_matches("background", self.background, self.foreground, (count, 3, height, width))
         _check_matches("mask", self.mask, self.foreground, (count, 1, height, width))
         for name, part in parts.items():
-            _check_range(name, part)
+            check_range(name, part)
 
     @property
     def rgba(self) -> Tensor:
@@ -120,13 +120,14 @@ class TwoLayerImage:
         Raises:
             ValueError: the tensor has no 7 channels, or its parts are not valid layers.
         """
-        _check_float_tensor("stack", stack)
+        check_float_tensor("stack", stack)
         if stack.ndim != 4 or stack.shape[1] != STACK_CHANNELS:
             raise ValueError(f"stack must have shape (N, {STACK_CHANNELS}, H, W), got {tuple(stack.shape)}")
         return cls(stack[:, :3], stack[:, 3:6], stack[:, 6:])
 
 
-def _check_float_tensor(name: str, value: object) -> None:
+def check_float_tensor(name: str, value: object) -> None:
+    """Raises ValueError unless the value is a tensor of a floating dtype."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch tensor, got {type(value).__name__}")
     if not value.is_floating_point():
@@ -147,7 +148,8 @@ def _check_matches(name: str, part: Tensor, foreground: Tensor, shape: tuple[int
         raise ValueError(f"{name} must be on {foreground.device} to match foreground, got {part.device}")
 
 
-def _check_range(name: str, part: Tensor) -> None:
+def check_range(name: str, part: Tensor) -> None:
+    """Raises ValueError unless all values are finite and in [0, 1]; a tensor without values passes."""
     if part.is_meta:
         return
     low, high = (float(value) for value in torch.aminmax(part.detach()))

@@ -1,7 +1,7 @@
 """What the nodes declare, without a ComfyUI: the pack is imported over stand-ins for the host's modules.
 
-`python tests/nodes/stub_host.py` prints it as JSON. It runs in a process of its own, so that the stand-ins reach
-nothing else. host_contract.py asks a real host for the same.
+`python tests/nodes/stub_host.py` prints it as JSON; host_contract.py asks a real host for the same. `import_pack` is
+for tests that run nodes which need nothing of a host.
 """
 
 from __future__ import annotations
@@ -79,6 +79,12 @@ class _Schema:
     inputs: Sequence[_Slot]
     outputs: Sequence[_Slot]
 
+    def __post_init__(self) -> None:
+        """As ComfyUI 0.3.64 does; later ones let an output have an input's id."""
+        ids = [slot.id for slot in (*self.inputs, *self.outputs)]
+        if len(ids) != len(set(ids)):
+            raise ValueError(f"{self.node_id}: ids must be unique between inputs and outputs, got {ids}")
+
 
 class _Type:
     """`io.Image`, `io.Int`, ...: makes inputs and outputs of one type."""
@@ -93,21 +99,36 @@ class _Type:
     Output = Input
 
 
+class _NodeOutput:
+    """What `execute` returns: its outputs, and what it shows."""
+
+    def __init__(self, *args: Any, ui: Any = None) -> None:
+        self.args, self.ui = args, ui
+
+
 def _comfy_api() -> ModuleType:
     module, io = _StubModule("comfy_api.v0_0_2"), _StubModule("io")
     for name in TYPES:
         setattr(io, name, _Type(name.upper()))
-    io.Custom, io.Schema, io.ComfyNode = _Type, _Schema, type("ComfyNode", (), {})
+    io.Custom, io.Schema, io.ComfyNode, io.NodeOutput = _Type, _Schema, type("ComfyNode", (), {}), _NodeOutput
     module.io, module.ComfyExtension = io, type("ComfyExtension", (), {})
     return module
 
 
-def _schemas() -> list[_Schema]:
-    """The pack's, imported under a package as the host does."""
-    sys.meta_path.insert(0, _Stubs())  # type: ignore[arg-type]
-    spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
-    sys.modules["pack"] = importlib.util.module_from_spec(spec)
-    return [node.define_schema() for node in importlib.import_module("pack.nodes").NODES]
+def import_pack(name: str = "pack") -> ModuleType:
+    """The pack's nodes, imported under a package as the host does; the stand-ins are gone again afterwards."""
+    stubs, before = _Stubs(), set(sys.modules)
+    sys.meta_path.insert(0, stubs)  # type: ignore[arg-type]
+    spec = importlib.util.spec_from_file_location(name, PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+    assert spec
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module(f"{name}.nodes")
+    finally:
+        sys.meta_path.remove(stubs)  # type: ignore[arg-type]
+        for module in set(sys.modules) - before:
+            if module.partition(".")[0] in HOST_MODULES:
+                del sys.modules[module]
 
 
 def _input(slot: _Slot) -> dict[str, Any]:
@@ -129,5 +150,5 @@ if __name__ == "__main__":
             "inputs": [_input(slot) for slot in schema.inputs],
             "outputs": [_output(slot) for slot in schema.outputs],
         }
-        for schema in _schemas()
+        for schema in (node.define_schema() for node in import_pack().NODES)
     }))

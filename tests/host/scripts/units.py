@@ -312,7 +312,7 @@ def prepare() -> None:
 
 async def nodes_of(module: Any) -> None:
     extension = await module.comfy_entrypoint()
-    assert len(await extension.get_node_list()) == 5
+    assert await extension.get_node_list()
 
 
 def main() -> None:
