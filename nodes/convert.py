@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from ..text2layer_core.blending import BlendMode
 from ..text2layer_core.compositing import pad_foreground
 from ..text2layer_core.layers import TwoLayerImage
 from ..text2layer_core.placement import layer_bounds
@@ -233,7 +234,7 @@ def _item(layer: Layer, z_index: int) -> dict[str, Any]:
     item: dict[str, Any] = {
         "type": "raster", "name": layer.name, "image": to_bhwc(layer.picture), "x": _short(layer.x),
         "y": _short(layer.y), "z_index": z_index, "opacity": float(layer.opacity),
-        "blend_mode": str(layer.blend_mode), "visible": layer.visible,
+        "blend_mode": BlendMode(layer.blend_mode).value, "visible": layer.visible,
     }
     if layer.mask is not None:
         item["mask"] = 1 - layer.mask[:, 0]
