@@ -129,6 +129,7 @@ class LayeredVAE(comfy.sd.VAE):
     def _one_by_one(call: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         """A call on each sample, with a bar; each update also looks whether the run was interrupted."""
         bar = comfy.utils.ProgressBar(len(batch))
+        bar.update_absolute(0)
         found: list[Tensor] = []
         for one in batch.split(1):
             found.append(call(one))

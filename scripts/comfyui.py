@@ -41,15 +41,14 @@ class Host:
 
 
 def find_hosts() -> list[Host]:
-    """Every checkout that has a Python, in the order in which they are looked for; stderr names one that has none."""
-    hosts: list[Host] = []
-    for folder in _checkouts():
-        python = _python(folder)
-        if python is None:
-            print(f"{folder} has no Python of its own (.venv): name one in COMFYUI_PYTHON", file=sys.stderr)
-        else:
-            hosts.append(Host(folder, python))
-    return hosts
+    """Every checkout that has a Python, in the order in which they are looked for."""
+    return [Host(folder, python) for folder in _checkouts() if (python := _python(folder)) is not None]
+
+
+def missing_pythons() -> list[str]:
+    """One line for every checkout that has none."""
+    return [f"{folder} has no Python of its own (.venv): name one in COMFYUI_PYTHON"
+            for folder in _checkouts() if _python(folder) is None]
 
 
 def _checkouts() -> list[Path]:
@@ -91,6 +90,8 @@ def _link(folder: Path) -> None:
 def main(arguments: list[str]) -> int:
     """Starts the first that is found and returns its exit status; 1 with one line where there is none."""
     hosts = find_hosts()
+    for line in missing_pythons():
+        print(line, file=sys.stderr)
     if arguments == ["--list"]:
         print("\n".join(f"{host.version} {host.folder}" for host in hosts))
         return 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,12 +68,8 @@ def _address(server: str | None) -> Iterator[str]:
     hosts = find_hosts()
     if not hosts:
         raise SystemExit("error: no ComfyUI found: name one in COMFYUI_PATH, or a running one with --server")
-    started = Server(hosts[-1])
-    try:
+    with Server(hosts[-1]) as started:
         yield started.address
-    finally:
-        started.stop()
-        shutil.rmtree(started.folder)
 
 
 def _show(value: int, total: int) -> None:

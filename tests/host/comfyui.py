@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -23,7 +24,7 @@ def find_hosts() -> list[Host]:
 
 
 class Server:
-    """A running server with this pack linked in and no other."""
+    """A running server with this pack linked in and no other; `with` ends it and removes its folder."""
 
     def __init__(
         self, host: Host, *options: str, pack: bool = True, frontend: bool = False,
@@ -60,6 +61,13 @@ class Server:
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=host.folder, stdout=log, stderr=log, env=environment())
         self._wait()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)
 
     @property
     def log(self) -> str:

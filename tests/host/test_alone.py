@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,13 +40,8 @@ MIN_BF16_PSNR = 38  # measured 45 for the foreground, more for the others
 def running(host: Host, *options: str, **arguments: Any) -> Iterator[Any]:
     from headless.client import ComfyClient
 
-    server = Server(host, *options, **arguments)
-    try:
-        with ComfyClient(server.address) as client:
-            yield client
-    finally:
-        server.stop()
-        shutil.rmtree(server.folder)
+    with Server(host, *options, **arguments) as server, ComfyClient(server.address) as client:
+        yield client
 
 
 def modules(client: Any, time: int) -> set[str]:

@@ -66,7 +66,6 @@ class _Slot:
     display_name: str | None = None
     tooltip: str | None = None
     default: Any = None
-    optional: bool = False
     is_output_list: bool = False
 
 
@@ -133,7 +132,7 @@ def import_pack(name: str = "pack") -> ModuleType:
 
 def _input(slot: _Slot) -> dict[str, Any]:
     default = slot.default if isinstance(slot.default, str | int | float) else None
-    return {"name": slot.id, "type": slot.type, "optional": slot.optional, "tooltip": slot.tooltip, "default": default}
+    return {"name": slot.id, "type": slot.type, "tooltip": slot.tooltip, "default": default}
 
 
 def _output(slot: _Slot) -> dict[str, Any]:

@@ -63,13 +63,14 @@ def test_one_without_a_python_is_named(
 ) -> None:
     folder = checkout(tmp_path / "comfy" / "ComfyUI", "0.33.0", python="")
     assert comfyui.find_hosts() == []
-    message = f"{folder} has no Python of its own (.venv): name one in COMFYUI_PYTHON\n"
-    assert capsys.readouterr().err == message
+    message = f"{folder} has no Python of its own (.venv): name one in COMFYUI_PYTHON"
+    assert comfyui.missing_pythons() == [message]
     assert comfyui.main([]) == 1
-    assert capsys.readouterr().err.startswith(message + "no ComfyUI found (COMFYUI_PATH, ")
+    assert capsys.readouterr().err.startswith(f"{message}\nno ComfyUI found (COMFYUI_PATH, ")
     named = checkout(tmp_path / "other", "0.33.0") / ".venv" / "bin" / "python"
     monkeypatch.setenv("COMFYUI_PYTHON", str(named))
     assert [host.python for host in comfyui.find_hosts()] == [named]
+    assert comfyui.missing_pythons() == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in for Python is a shell script")
