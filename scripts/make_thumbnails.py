@@ -1,6 +1,7 @@
 """Runs each workflow and draws its thumbnail, workflows/<name>.jpg: `python -m scripts.make_thumbnails`.
 
-Composed and foreground above background and mask; where a workflow ends in previews, before and after. Starts the newest ComfyUI that it finds, unless --server names one.
+Composed and foreground above background and mask; where a workflow ends in previews, before and after. Starts
+the newest ComfyUI that it finds, unless --server names one.
 """
 
 from __future__ import annotations
@@ -43,10 +44,8 @@ def shown(graph: Graph, client: ComfyClient) -> list[Image.Image]:
         [outputs[number]["images"] for number in sorted(graph, key=int) if graph[number]["class_type"] in kinds]
         for kinds in (LAYER_NODES, PREVIEWS)
     )
-    if not previews:
-        images = ours[-1][:4]
-    else:
-        images = [ours[0][0] if ours else previews[-2][0], previews[-1][0]]
+    before_and_after = [ours[0][0] if ours else previews[-2][0], previews[-1][0]] if previews else []
+    images = before_and_after or ours[-1][:4]
     return [Image.open(io.BytesIO(client.fetch(image))) for image in images]
 
 
