@@ -107,8 +107,10 @@ def _undo(renamed: Sequence[Path], kept: Mapping[Path, Path]) -> None:
                 path.unlink()
     for path, backup in kept.items():
         with suppress(OSError):
-            backup.replace(path)
-            backup.unlink(missing_ok=True)  # two names of one file: the replacement did nothing
+            if path in renamed or not path.exists():
+                backup.replace(path)
+            else:
+                backup.unlink()
 
 
 def _forget(kept: Mapping[Path, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,10 @@ class Room:
             raise ValueError(f"its layers must have at most {MAX_PIXELS} pixels together; {what} is beyond that")
 
 
+class Damage(Exception):
+    """What is wrong in a file, where its reader says so in its own words."""
+
+
 @contextmanager
 def reading(path: Path, *damage: type[Exception]) -> Generator[None, None, None]:
     """One line that names the file for everything that is wrong in it, `damage` being what its readers may raise.
@@ -68,10 +73,10 @@ def reading(path: Path, *damage: type[Exception]) -> Generator[None, None, None]
     try:
         yield
     except OSError as error:
-        if error.errno is not None:
+        if error.errno not in (None, errno.EINVAL):  # EINVAL: a place in the file that cannot be
             raise
         raise ValueError(f"{path.name} is damaged: {_one_line(error)}") from error
-    except damage as error:
+    except (Damage, *damage) as error:
         raise ValueError(f"{path.name} is damaged: {_one_line(error)}") from error
     except ValueError as error:
         raise ValueError(f"{path.name}: {_one_line(error)}") from error

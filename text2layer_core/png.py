@@ -41,7 +41,7 @@ def save_png(
         path: the file; its folder exists.
         picture: (C, H, W) in [0, 1], C = 1 (grey), 3 (RGB) or 4 (RGB and straight alpha).
         bits: 8 or 16 a channel.
-        text: keywords and texts for the file's own text chunks.
+        text: keywords (Latin-1) and texts for the file's own text chunks.
 
     Raises:
         ValueError: the picture has another shape, or `bits` is another number.

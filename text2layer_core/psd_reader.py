@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .blending import BlendMode
 from .composition import without_full_alpha
-from .flat import LoadedDocument, Room, check_size, file_text, reading
+from .flat import Damage, LoadedDocument, Room, check_size, file_text, reading
 from .psd import BLEND_KEYS
 from .psd_planes import Box, Plane, decode, user_mask
 from .stack import MAX_LAYERS, Layer, LayerStack
@@ -30,6 +30,7 @@ _MODES = {1: ("grey", 1), 3: ("RGB", 3)}
 _OTHER_MODES = {0: "bitmap", 2: "indexed", 4: "CMYK", 7: "multichannel", 8: "duotone", 9: "Lab"}
 _MAX_CHANNELS = 56
 _MAX_RECORDS = 1000
+_MAX_DEPTH = 32
 _ALPHA = -1
 _BLEND_MODES = {key: mode for mode, key in BLEND_KEYS.items()}
 _PASS_THROUGH = b"pass"
@@ -119,7 +120,10 @@ def _check_head(file: BinaryIO) -> tuple[int, int]:
 def _parse(file: BinaryIO) -> PSD:
     from psd_tools.psd import PSD
 
-    return PSD.read(file)
+    try:
+        return PSD.read(file)
+    except ValueError as error:
+        raise Damage(str(error.args[0] if error.args else error)) from error
 
 
 class _Reader:
@@ -165,6 +169,8 @@ class _Reader:
         for number, (record, channels) in reversed(list(enumerate(self._records()))):
             kind, name = _group_kind(record), _name(record)
             if kind in (1, 2):
+                if len(groups) > _MAX_DEPTH:
+                    raise ValueError(f"its groups must lie in each other at most {_MAX_DEPTH} deep")
                 groups.append(self._group(groups[-1], record, channels, name, number))
             elif kind == 3:
                 groups = groups[:-1] or groups  # an end without a group is none

@@ -259,7 +259,8 @@ def test_a_disk_that_fails_late(
     monkeypatch.setattr(files, "write_png", fail)
     status, out, err = run("a fox")
     assert (status, out) == (cli.EXIT_BAD_INPUT, "")
-    assert err.splitlines()[-1] == f"error: cannot write to {tmp_path / 'out' / 'foreground.png'}: No space left on device"
+    path = tmp_path / "out" / "foreground.png"
+    assert err.splitlines()[-1] == f"error: cannot write to {path}: No space left on device"
     assert not list((tmp_path / "out").iterdir())
 
 
