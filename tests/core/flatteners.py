@@ -21,6 +21,7 @@ from text2layer_core.stack import Layer, LayerStack
 
 SEPARABLE = [mode for mode in BlendMode if mode.value not in ("hue", "saturation", "color", "luminosity")]
 GIMP_SECONDS = 600
+Flattener = Callable[[Path], Tensor]
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -113,6 +114,3 @@ def _gimp_script(path: Path) -> str:
   (let ((flat (car (gimp-image-merge-visible-layers image CLIP-TO-IMAGE))) (out "{path.with_suffix('.gimp.png')}"))
     (file-png-save RUN-NONINTERACTIVE image flat out out 0 9 0 0 0 0 0)))
 """
-
-
-Flattener = Callable[[Path], Tensor]
