@@ -247,7 +247,7 @@ def _save(options: argparse.Namespace, output: PipelineOutput, suffix: str) -> l
     try:
         return save_layers(options.out, output.layers, formats=options.formats, prompt=options.prompt, suffix=suffix)
     except OSError as error:
-        raise _BadInput(f"cannot write to {options.out}: {error.strerror}") from error
+        raise _BadInput(f"cannot write to {error.filename or options.out}: {error.strerror}") from error
 
 
 def _consistency(output: PipelineOutput) -> list[float]:

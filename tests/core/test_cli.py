@@ -277,14 +277,15 @@ def test_folder_without_permission(run: Callable[..., Run], tmp_path: Path) -> N
 def test_a_disk_that_fails_late(
     run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: Path, *_: object) -> None:
+    def fail(path: Path, **_: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_write_psd", fail)
+    monkeypatch.setattr(files, "write_png", fail)
     status, out, err = run("a fox")
     assert (status, out) == (cli.EXIT_BAD_INPUT, "")
-    assert err.splitlines()[-1] == f"error: cannot write to {tmp_path / 'out'}: No space left on device"
+    path = tmp_path / "out" / "foreground.png"
+    assert err.splitlines()[-1] == f"error: cannot write to {path}: No space left on device"
     assert not list((tmp_path / "out").iterdir())
 
 

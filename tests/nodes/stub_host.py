@@ -51,7 +51,8 @@ class _Stubs:
         return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in HOST_MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _comfy_api() if spec.name == "comfy_api.v0_0_2" else _StubModule(spec.name)
+        made = {"comfy_api.v0_0_2": _comfy_api, "folder_paths": _folder_paths}.get(spec.name)
+        return made() if made else _StubModule(spec.name)
 
     def exec_module(self, _module: ModuleType) -> None:
         """Nothing to run."""
@@ -111,6 +112,12 @@ def _comfy_api() -> ModuleType:
         setattr(io, name, _Type(name.upper()))
     io.Custom, io.Schema, io.ComfyNode, io.NodeOutput = _Type, _Schema, type("ComfyNode", (), {}), _NodeOutput
     module.io, module.ComfyExtension = io, type("ComfyExtension", (), {})
+    return module
+
+
+def _folder_paths() -> ModuleType:
+    module = _StubModule("folder_paths")
+    module.get_input_directory = lambda: str(PACK / "no input folder")
     return module
 
 
