@@ -23,6 +23,8 @@ MAX_LAYER_BYTES = 2**30
 Masks = ("layer", "alpha")
 """A layer's mask as a mask that can be edited, or multiplied into its alpha."""
 
+NO_SRGB = "its colour profile is not sRGB: colours were taken as they are stored"
+
 _BYTES_A_VALUE = 4  # float32
 _NO_XML = {"\ufffe", "\uffff"}
 _NAME_LENGTH = 255
@@ -175,6 +177,11 @@ def file_text(name: str) -> str:
     """A name that every format can hold: no control characters, no halves of characters, at most 255."""
     kept = (" " if unicodedata.category(part) in ("Cc", "Cs") or part in _NO_XML else part for part in name)
     return "".join(kept)[:_NAME_LENGTH]
+
+
+def is_srgb(profile: bytes) -> bool:
+    """Whether an ICC profile is called sRGB, in either of its ways to write a text."""
+    return b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -20,11 +20,13 @@ from .blending import BlendMode
 from .composition import compose_stack, without_full_alpha
 from .flat import (
     MAX_LAYER_BYTES,
+    NO_SRGB,
     LoadedDocument,
     Room,
     check_size,
     corner,
     file_text,
+    is_srgb,
     reading,
     upright,
     with_levels,
@@ -275,6 +277,8 @@ def _layer(archive: zipfile.ZipFile, item: _Item, notes: list[str]) -> Layer:
     if data[24] == 16:
         notes.append(f'layer "{item.name}": 16 bits a channel were brought to 8')
     with Image.open(BytesIO(data), formats=["PNG"]) as opened:
+        if NO_SRGB not in notes and not is_srgb(opened.info.get("icc_profile") or b"sRGB"):
+            notes.append(NO_SRGB)
         picture = _tensor(opened)
     return Layer(
         name=item.name, picture=without_full_alpha(picture), x=float(item.x), y=float(item.y),

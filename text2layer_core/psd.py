@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,8 +61,8 @@ def save_psd(path: str | Path, document: LayerStack | TwoLayerImage, *, masks: s
             into the layer's transparency.
 
     Raises:
-        ValueError: the document holds more than one picture, the choice is unknown, or the canvas or a layer has a
-            side above 16,384 pixels.
+        ValueError: the document holds more than one picture, the choice is unknown, the canvas or a layer has a side
+            above 16,384 pixels, or the layers do not fit into the format's 4 GiB.
         OSError: the file cannot be written; it names the file, and nothing is left of it then.
     """
     write_file(path, psd_writer(document, masks=masks))
@@ -97,11 +98,14 @@ def _write(path: Path, stack: LayerStack) -> None:
         global_layer_mask_info=GlobalLayerMaskInfo(),
         tagged_blocks=TaggedBlocks(),
     )
+    document = PSD(
+        header=header, image_resources=ImageResources.new(), layer_and_mask_information=sections, image_data=image_data
+    )
     with path.open("wb") as file:
-        PSD(
-            header=header, image_resources=ImageResources.new(), layer_and_mask_information=sections,
-            image_data=image_data,
-        ).write(file)
+        try:
+            document.write(file)
+        except struct.error as error:  # a length that 32 bits do not hold
+            raise ValueError("the layers must fit into the 4 GiB of a PSD file") from error
 
 
 def _merged(stack: LayerStack) -> tuple[Tensor, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,25 @@ from torch import Tensor
 
 from .blending import BlendMode
 from .composition import without_full_alpha
-from .flat import Damage, LoadedDocument, Room, check_size, file_text, reading
-from .psd import BLEND_KEYS
+from .flat import NO_SRGB, Damage, LoadedDocument, Room, check_size, is_srgb, reading
 from .psd_planes import Box, Plane, decode, user_mask
+from .psd_records import (
+    ADJUSTMENTS,
+    AS_PIXELS,
+    BLEND_MODES,
+    EFFECTS,
+    PASS_THROUGH,
+    VECTOR_MASKS,
+    Kind,
+    block_key,
+    clipping_bases,
+    group_mode,
+    kind_of,
+    mode_name,
+    name_of,
+    opacity_of,
+    tags_of,
+)
 from .stack import MAX_LAYERS, Layer, LayerStack
 
 if TYPE_CHECKING:
@@ -31,20 +47,8 @@ _OTHER_MODES = {0: "bitmap", 2: "indexed", 4: "CMYK", 7: "multichannel", 8: "duo
 _MAX_CHANNELS = 56
 _MAX_RECORDS = 1000
 _MAX_DEPTH = 32
+_ICC_PROFILE = 1039
 _ALPHA = -1
-_BLEND_MODES = {key: mode for mode, key in BLEND_KEYS.items()}
-_PASS_THROUGH = b"pass"
-_GROUP_TAGS = (b"lsdk", b"lsct")
-_ADJUSTMENTS = {
-    b"SoCo": "solid colour", b"GdFl": "gradient", b"PtFl": "pattern", b"brit": "brightness/contrast",
-    b"CgEd": "brightness/contrast", b"levl": "levels", b"curv": "curves", b"expA": "exposure", b"vibA": "vibrance",
-    b"hue ": "hue/saturation", b"hue2": "hue/saturation", b"blnc": "colour balance", b"blwh": "black and white",
-    b"phfl": "photo filter", b"mixr": "channel mixer", b"clrL": "colour lookup", b"nvrt": "invert",
-    b"post": "posterise", b"thrs": "threshold", b"selc": "selective colour", b"grdm": "gradient map",
-}
-_AS_PIXELS = {b"TySh": "text", b"SoLd": "smart object", b"SoLE": "smart object", b"PlLd": "smart object"}
-_EFFECTS = (b"lrFX", b"lfx2", b"lmfx")
-_VECTOR_MASKS = (b"vmsk", b"vsms")
 # What psd-tools raises for files that are cut off or made up; its own errors are ValueErrors.
 _DAMAGE = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RecursionError, TypeError, struct.error,
@@ -59,13 +63,14 @@ class _Group:
     opacity: float = 1.0
     visible: bool = True
     masks: tuple[Plane, ...] = ()
-    path: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Leaf:
-    """A layer with pixels, and what stands around it."""
+    """A layer with pixels, and what stands around it; `base` is the record that it is clipped to."""
 
+    number: int
+    base: int | None
     record: LayerRecord
     channels: Any
     group: _Group
@@ -139,6 +144,8 @@ class _Reader:
             self._notes.append("16 bits a channel: PSD files are written with 8")
         if self._planes == 1:
             self._notes.append("grey was made RGB")
+        if not all(is_srgb(profile) for profile in self._profiles()):
+            self._notes.append(NO_SRGB)
         leaves = self._leaves()
         if len(leaves) > MAX_LAYERS:
             raise ValueError(f"it must hold at most {MAX_LAYERS} layers with pixels, got {len(leaves)}")
@@ -148,12 +155,16 @@ class _Reader:
         canvas = self._psd.header.width, self._psd.header.height
         return LoadedDocument(LayerStack(canvas=canvas, layers=tuple(layers)), tuple(self._notes))
 
+    def _profiles(self) -> list[bytes]:
+        resources = self._psd.image_resources.items()
+        return [bytes(resource.data) for key, resource in resources if int(key) == _ICC_PROFILE]
+
     def _records(self) -> list[tuple[LayerRecord, Any]]:
         """Bottom first; 16-bit files may keep them in a block of their own."""
         sections = self._psd.layer_and_mask_information
         found = sections.layer_info
         for key, block in (sections.tagged_blocks or {}).items():
-            if _key(key) in (b"Lr16", b"Lr32"):
+            if block_key(key) in (b"Lr16", b"Lr32"):
                 found = block.data
         if found is None:
             return []
@@ -166,27 +177,31 @@ class _Reader:
         """The layers with pixels, bottom first: walked from the top, where a group's own record comes first."""
         groups = [_Group()]
         leaves: list[_Leaf] = []
-        for number, (record, channels) in reversed(list(enumerate(self._records()))):
-            kind, name = _group_kind(record), _name(record)
-            if kind in (1, 2):
+        records = self._records()
+        bases = clipping_bases([record for record, _ in records])
+        for number, (record, channels) in reversed(list(enumerate(records))):
+            kind, name = kind_of(record), name_of(record)
+            if kind in (Kind.OPEN_GROUP, Kind.CLOSED_GROUP):
                 if len(groups) > _MAX_DEPTH:
                     raise ValueError(f"its groups must lie in each other at most {_MAX_DEPTH} deep")
-                groups.append(self._group(groups[-1], record, channels, name, number))
-            elif kind == 3:
+                groups.append(self._group(groups[-1], record, channels, name))
+            elif kind == Kind.GROUP_END:
                 groups = groups[:-1] or groups  # an end without a group is none
             elif self._has_pixels(record, name):
-                leaves.append(_Leaf(record=record, channels=channels, group=groups[-1], name=name))
+                leaves.append(_Leaf(
+                    number=number, base=bases.get(number), record=record, channels=channels, group=groups[-1], name=name
+                ))
         return leaves[::-1]
 
-    def _group(self, outer: _Group, record: LayerRecord, channels: Any, name: str, number: int) -> _Group:  # noqa: ANN401
+    def _group(self, outer: _Group, record: LayerRecord, channels: Any, name: str) -> _Group:  # noqa: ANN401
         changes: list[str] = []
-        opacity = _opacity(record)
+        opacity = opacity_of(record)
         if opacity != 1:
             changes.append(f"its opacity {opacity:.3g} is now that of each layer")
-        mode = _group_mode(record)
-        if mode not in (_PASS_THROUGH, b"norm"):
-            changes.append(f"its blend mode {_mode_name(mode)} was left out")
-        if any(tag in _tags(record) for tag in _EFFECTS):
+        mode = group_mode(record)
+        if mode not in (PASS_THROUGH, b"norm"):
+            changes.append(f"its blend mode {mode_name(mode)} was left out")
+        if any(tag in tags_of(record) for tag in EFFECTS):
             changes.append("its effects were left out")
         mask = self._mask(record, channels, name)
         if mask is not None:
@@ -194,12 +209,12 @@ class _Reader:
         self._notes.append("; ".join([f'group "{name}" was flattened: its layers stand alone', *changes]))
         return _Group(
             opacity=outer.opacity * opacity, visible=outer.visible and record.flags.visible,
-            masks=outer.masks if mask is None else (*outer.masks, mask), path=(*outer.path, number),
+            masks=outer.masks if mask is None else (*outer.masks, mask),
         )
 
     def _has_pixels(self, record: LayerRecord, name: str) -> bool:
-        tags = _tags(record)
-        kinds = [kind for tag, kind in _ADJUSTMENTS.items() if tag in tags]
+        tags = tags_of(record)
+        kinds = [kind for tag, kind in ADJUSTMENTS.items() if tag in tags]
         if record.width and record.height and not kinds:
             return True
         what = f"{kinds[0]} layer" if kinds else "layer"
@@ -207,50 +222,62 @@ class _Reader:
         return False
 
     def _layers(self, leaves: list[_Leaf]) -> list[Layer]:
+        bases = {leaf.base for leaf in leaves}
+        shapes: dict[int, tuple[_Leaf, Plane]] = {}
         layers: list[Layer] = []
-        base: tuple[_Leaf, Layer] | None = None
         for leaf in leaves:
-            layer = self._layer(leaf)
-            if int(leaf.record.clipping) == 0:
-                base = leaf, layer
-            elif base is not None and base[0].group.path == leaf.group.path:
-                layer = _clipped(layer, base[1])
-                self._notes.append(
-                    f'layer "{leaf.name}" was clipped to "{base[0].name}": that layer\'s alpha is part of its mask'
-                )
-            else:
-                self._notes.append(f'layer "{leaf.name}" was clipped to what is no layer with pixels: it stands alone')
-            layers.append(layer)
+            box = _box(leaf.record)
+            picture, own = self._pixels(leaf, box)
+            layers.append(self._layer(leaf, picture, own, self._clip(leaf, shapes)))
+            if leaf.number in bases:
+                shapes[leaf.number] = leaf, _shape(picture, own, box)
         return layers
 
-    def _layer(self, leaf: _Leaf) -> Layer:
-        record, group, name = leaf.record, leaf.group, leaf.name
-        self._note_left_out(record, name)
-        box = _box(record)
-        planes = self._colour_planes(record, leaf.channels, box)
-        own = self._mask(record, leaf.channels, name)
-        masks = [mask.within(box) for mask in (*group.masks, *([] if own is None else [own]))]
-        mode = _BLEND_MODES.get(record.blend_mode.value)
+    def _pixels(self, leaf: _Leaf, box: Box) -> tuple[Tensor, Plane | None]:
+        self._note_left_out(leaf.record, leaf.name)
+        return self._colour_planes(leaf.record, leaf.channels, box), self._mask(leaf.record, leaf.channels, leaf.name)
+
+    def _clip(self, leaf: _Leaf, shapes: dict[int, tuple[_Leaf, Plane]]) -> tuple[_Leaf, Plane] | None:
+        """The layer that it is clipped to, and where that one shows, groups left out."""
+        if leaf.base is None:
+            return None
+        found = shapes.get(leaf.base)
+        if found is None:
+            self._notes.append(f'layer "{leaf.name}" was clipped to what is no layer with pixels: it stands alone')
+        else:
+            self._notes.append(
+                f'layer "{leaf.name}" was clipped to "{found[0].name}": that layer\'s alpha is part of its mask'
+            )
+        return found
+
+    def _layer(
+        self, leaf: _Leaf, picture: Tensor, own: Plane | None, clip: tuple[_Leaf, Plane] | None
+    ) -> Layer:
+        record, group, name, box = leaf.record, leaf.group, leaf.name, _box(leaf.record)
+        masks = [*group.masks, *([] if own is None else [own]), *([] if clip is None else [clip[1]])]
+        below = record if clip is None else clip[0].record
+        mode = BLEND_MODES.get(record.blend_mode.value)
         if mode is None:
             self._notes.append(
-                f'layer "{name}": blend mode {_mode_name(record.blend_mode.value)} is not supported, normal instead'
+                f'layer "{name}": blend mode {mode_name(record.blend_mode.value)} is not supported, normal instead'
             )
         return Layer(
-            name=name, picture=planes, mask=_product(masks), x=float(box.left), y=float(box.top),
-            opacity=_opacity(record) * group.opacity, blend_mode=mode or BlendMode.NORMAL,
-            visible=record.flags.visible and group.visible,
+            name=name, picture=picture, mask=_product(mask.within(box) for mask in masks), x=float(box.left),
+            y=float(box.top), opacity=opacity_of(record) * group.opacity * (1 if clip is None else opacity_of(below)),
+            blend_mode=mode or BlendMode.NORMAL,
+            visible=record.flags.visible and group.visible and below.flags.visible,
         )
 
     def _note_left_out(self, record: LayerRecord, name: str) -> None:
-        tags = _tags(record)
-        for tag, kind in _AS_PIXELS.items():
+        tags = tags_of(record)
+        for tag, kind in AS_PIXELS.items():
             if tag in tags:
                 self._notes.append(f'{kind} "{name}" was taken as its pixels')
                 break
-        if any(tag in tags for tag in _EFFECTS):
+        if any(tag in tags for tag in EFFECTS):
             self._notes.append(f'layer "{name}": its effects were left out')
         has_real = any(int(channel.id) == -3 for channel in record.channel_info)
-        if any(tag in tags for tag in _VECTOR_MASKS) and not has_real:
+        if any(tag in tags for tag in VECTOR_MASKS) and not has_real:
             self._notes.append(f'layer "{name}": its vector mask was left out')
 
     def _colour_planes(self, record: LayerRecord, channels: Any, box: Box) -> Tensor:  # noqa: ANN401
@@ -261,7 +288,7 @@ class _Reader:
                 planes[int(information.id)] = decode(channel, box.size, self._depth, self._version)
         missing = [number for number in range(self._planes) if number not in planes]
         if missing:
-            raise ValueError(f'layer "{_name(record)}" must have all colours, channel {missing[0]} is missing')
+            raise ValueError(f'layer "{name_of(record)}" must have all colours, channel {missing[0]} is missing')
         colours = [planes[number] for number in range(self._planes)] * (3 // self._planes)
         alpha = [planes[_ALPHA]] if _ALPHA in planes else []
         return without_full_alpha(torch.stack([*colours, *alpha]).unsqueeze(0))
@@ -296,18 +323,11 @@ class _Reader:
         return Layer(name="Background", picture=colours.expand(3, -1, -1).contiguous().unsqueeze(0))
 
 
-def _clipped(layer: Layer, base: Layer) -> Layer:
-    """A layer that shows only where the one below does."""
-    height, width = base.picture.shape[-2:]
-    left, top = round(base.x), round(base.y)
-    coverage = base.coverage
-    plane = torch.ones(height, width) if coverage is None else coverage[0, 0]
-    below = Plane(plane, Box(left, top, left + width, top + height), 0.0)
-    height, width = layer.picture.shape[-2:]
-    left, top = round(layer.x), round(layer.y)
-    mask = below.within(Box(left, top, left + width, top + height)).view(1, 1, height, width)
-    mask = mask if layer.mask is None else mask * layer.mask
-    return replace(layer, mask=mask, visible=layer.visible and base.visible)
+def _shape(picture: Tensor, mask: Plane | None, box: Box) -> Plane:
+    """Where a layer shows: its alpha and its own mask."""
+    height, width = picture.shape[-2:]
+    alpha = picture[0, 3] if picture.shape[1] == 4 else torch.ones(height, width)
+    return Plane(alpha if mask is None else alpha * mask.within(box), box, 0.0)
 
 
 def _product(masks: Iterable[Tensor]) -> Tensor | None:
@@ -319,49 +339,3 @@ def _product(masks: Iterable[Tensor]) -> Tensor | None:
 
 def _box(record: LayerRecord) -> Box:
     return Box(record.left, record.top, record.right, record.bottom)
-
-
-def _key(key: Any) -> bytes:  # noqa: ANN401
-    """A tagged block's four bytes; psd-tools knows some as an enum."""
-    return getattr(key, "value", key)
-
-
-def _tags(record: LayerRecord) -> set[bytes]:
-    return {_key(key) for key in record.tagged_blocks}
-
-
-def _group_kind(record: LayerRecord) -> int:
-    """0 for a layer, 1 or 2 for a group, 3 for its lower end."""
-    for key, block in record.tagged_blocks.items():
-        if _key(key) in _GROUP_TAGS:
-            return int(block.data.kind)
-    return 0
-
-
-def _group_mode(record: LayerRecord) -> bytes:
-    for key, block in record.tagged_blocks.items():
-        if _key(key) in _GROUP_TAGS and block.data.blend_mode is not None:
-            return _key(block.data.blend_mode)
-    return record.blend_mode.value
-
-
-def _mode_name(key: bytes) -> str:
-    from psd_tools.constants import BlendMode as BlendKey
-
-    return BlendKey(key).name.lower().replace("_", " ")
-
-
-def _name(record: LayerRecord) -> str:
-    for key, block in record.tagged_blocks.items():
-        if _key(key) == b"luni":
-            return file_text(str(getattr(block.data, "value", block.data)).rstrip("\0"))
-    return file_text(record.name)
-
-
-def _opacity(record: LayerRecord) -> float:
-    """Opacity times fill opacity, which differ only in what they do to effects."""
-    fill = 255
-    for key, block in record.tagged_blocks.items():
-        if _key(key) == b"iOpa":
-            fill = int(getattr(block.data, "value", block.data))
-    return record.opacity / 255 * min(max(fill, 0), 255) / 255

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from psd_tools import PSDImage
 from psd_tools.constants import BlendMode as BlendKey
-from psd_tools.constants import Clipping, Compression, Tag
+from psd_tools.constants import Clipping, Compression, Resource, Tag
+from psd_tools.psd.image_resources import ImageResource
 from psd_tools.psd.layer_and_mask import MaskFlags
 
 from tests.core import flatteners
@@ -145,6 +146,52 @@ def test_clipped_layers_get_the_alpha_below(through: Save) -> None:
     assert torch.allclose(mask[0, 0, :, :3], torch.full((4, 3), 0.2))
     assert mask[0, 0, :, 3:].max() == 0
     assert loaded.notes == ('layer "clipped" was clipped to "base": that layer\'s alpha is part of its mask',)
+
+
+def test_clipped_by_opacity_visibility_and_group_masks_once(through: Save) -> None:
+    """In a group at 0.4, clipped to a layer at 0.2: the mask of the group counts once, that of the layer below too."""
+    file = psd()
+    base = file.create_pixel_layer(opaque(1), name="base", opacity=51)
+    base.create_mask(Image.new("L", SIZE, 153))
+    clipped = file.create_pixel_layer(opaque(2), name="clipped")
+    clipped._record.clipping = Clipping.NON_BASE
+    group = file.create_group(layer_list=[base, clipped], name="g")
+    group._bounding_channels = copy.deepcopy(group._bounding_channels)
+    file._update_record()
+    group.create_mask(Image.new("L", SIZE, 102))
+    base.visible = False
+    layer = through(file).stack.layers[1]
+    assert layer.mask is not None
+    assert torch.allclose(layer.mask, torch.tensor(0.4 * 0.6))
+    assert (layer.opacity, layer.visible) == (0.2, False)
+
+
+def test_clipped_to_a_group_or_to_nothing(through: Save) -> None:
+    """Not to the layer below the group."""
+    file = psd()
+    first = file.create_pixel_layer(solid(1, 51), name="first")
+    inner = file.create_pixel_layer(opaque(2), name="inner")
+    file.create_group(layer_list=[inner], name="g")
+    above = file.create_pixel_layer(opaque(3), name="above")
+    for layer in (first, above):
+        layer._record.clipping = Clipping.NON_BASE
+    loaded = through(file)
+    assert loaded.stack.layers[2].mask is None
+    assert [note for note in loaded.notes if "clipped" in note] == [
+        f'layer "{name}" was clipped to what is no layer with pixels: it stands alone' for name in ("first", "above")
+    ]
+
+
+@pytest.mark.parametrize(("name", "notes"), [
+    (b"sRGB IEC61966-2.1", ()), ("sRGB".encode("utf-16-be"), ()),
+    (b"Adobe RGB (1998)", ("its colour profile is not sRGB: colours were taken as they are stored",)),
+])
+def test_another_colour_profile_is_named(through: Save, name: bytes, notes: tuple[str, ...]) -> None:
+    file = psd()
+    file.create_pixel_layer(opaque(1), name="a")
+    profile = ImageResource(key=Resource.ICC_PROFILE, data=name)
+    file._record.image_resources[Resource.ICC_PROFILE] = profile
+    assert through(file).notes == notes
 
 
 def test_modes_fill_opacity_effects_and_adjustments_are_named(through: Save) -> None:
