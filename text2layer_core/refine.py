@@ -1,150 +1,144 @@
-"""A mask fitted to its picture: guided filter, closed-form matting or ViTMatte, near the edge alone.
-
-The paper's mask is decoded from a latent eight times smaller than the picture, and its own remedy is a better decoder;
-refinement afterwards is ours.
-"""
+"""A better edge for a given mask: what may change, and the three ways to change it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path
+from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from .masks import check_mask, edge_band
+from .closed_form import solve_matting
+from .guided import guided_mask
+from .masks import (
+    check_picture_and_mask,
+    drop_specks,
+    feather_mask,
+    fill_holes,
+    grow_mask,
+    refinement_band,
+    threshold_mask,
+)
 
-BAND_SHARE = 0.03
-_GUIDED_EPS = 1e-3
-_GAIN = 2.0
-_EXPLAINED = (0.025, 0.05)
+if TYPE_CHECKING:
+    from .vitmatte import VitMatte
 
 
-class RefineMethod(str, Enum):
-    """How the mask's edge is found."""
+class RefineMethod(StrEnum):
+    """How the band's values are found.
 
+    NONE leaves them; GUIDED is a guided filter and levels (`guided.py`); CLOSED_FORM solves the matting Laplacian
+    (`closed_form.py`; Levin et al., 2008); VITMATTE asks a matting network (`vitmatte.py`; Yao et al., 2023).
+    """
+
+    NONE = "none"
     GUIDED = "guided"
-    """Guided filter (He, Sun and Tang 2010), then levels."""
     CLOSED_FORM = "closed_form"
-    """The matting Laplacian (Levin, Lischinski and Weiss 2008, eq. 12), solved in the band."""
     VITMATTE = "vitmatte"
-    """ViTMatte (Yao et al. 2023), from a model folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineConfig:
-    """How `refine_mask` works.
+class RefineOptions:
+    """What `refine_mask` does, in this order: threshold, drop specks, fill holes, refine, grow, feather.
 
     Attributes:
-        method: how the edge is found.
-        radius: pixels around the contour m = 0.5 that may change; None for 3 % of the shorter side.
-        vitmatte: folder with a ViTMatte model as transformers saves it; only for that method, which needs it.
+        method: how the band is refined.
+        radius: half the band's width, as a share of the picture's shorter side.
+        threshold: from which value on a pixel becomes 1, the others 0; 0 keeps the mask soft.
+        drop_specks: parts whose mask sums to less than this, in pixels, are dropped; 0 keeps all.
+        fill_holes: holes of at most this many pixels are filled; 0 fills none, infinity all.
+        grow: pixels; below 0 the mask shrinks.
+        feather: sigma in pixels of a Gaussian.
 
     Raises:
-        ValueError: the radius is below 1, or the folder and the method do not belong together.
+        ValueError: a number out of its range, or an unknown method.
     """
 
-    method: RefineMethod = RefineMethod.GUIDED
-    radius: int | None = None
-    vitmatte: str | Path | None = None
+    method: RefineMethod | str = RefineMethod.GUIDED
+    radius: float = 0.03
+    threshold: float = 0.0
+    drop_specks: float = 0.0
+    fill_holes: float = 0.0
+    grow: float = 0.0
+    feather: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
-        if self.radius is not None and self.radius < 1:
-            raise ValueError(f"radius must be at least 1 pixel, got {self.radius}")
-        if (RefineMethod(self.method) is RefineMethod.VITMATTE) != (self.vitmatte is not None):
-            raise ValueError(f"a ViTMatte folder must come with the method vitmatte and only with it, "
-                             f"got {self.vitmatte} with {RefineMethod(self.method).value}")
+        """Checks every number."""
+        refine_method(self.method)
+        if not 0 < self.radius <= 0.5:
+            raise ValueError(f"radius must lie above 0 and be at most 0.5 of the shorter side, got {self.radius}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
+        for name in ("drop_specks", "fill_holes"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0 pixels, got {getattr(self, name)}")
+        if not math.isfinite(self.grow):
+            raise ValueError(f"grow must be finite, got {self.grow}")
+        if not 0 <= self.feather < math.inf:
+            raise ValueError(f"feather must be at least 0 pixels and finite, got {self.feather}")
 
 
-def refine_mask(picture: Tensor, mask: Tensor, config: RefineConfig | None = None) -> Tensor:
-    """Fits a mask's edge to its picture; every pixel outside `edge_band` stays as it is, bit for bit.
+def refine_method(name: RefineMethod | str) -> RefineMethod:
+    """The method of that name; ValueError if there is none."""
+    try:
+        return RefineMethod(name)
+    except ValueError:
+        raise ValueError(f"method must be one of {', '.join(m.value for m in RefineMethod)}, got {name}") from None
+
+
+def refine_mask(
+    image: Tensor, mask: Tensor, options: RefineOptions | None = None, *, matting_model: VitMatte | None = None
+) -> Tensor:
+    """Refines a mask on its picture.
+
+    Only the band may change: pixels within the radius of the mask's 0.5 contour, and pixels between 0.02 and 0.98. All
+    others stay bit-equal, unless one of the other options (threshold, specks, holes, grow, feather) asks for more. An
+    empty mask and an all-one mask have no band and come back as they are.
 
     Args:
-        picture: what the mask was made for, (N, 3, H, W) in [0, 1].
-        mask: (N, 1, H, W) in [0, 1].
-        config: method and width; the guided filter by default.
+        image: (N, 3, H, W), stored sRGB in [0, 1].
+        mask: (N, 1, H, W) in [0, 1], 1 where the foreground shows.
+        options: what to do; None for the guided filter alone.
+        matting_model: for the method vitmatte, from `vitmatte.load_vitmatte`.
 
     Returns:
-        The mask, (N, 1, H, W) in [0, 1], in its own dtype.
+        (N, 1, H, W) in [0, 1], of the mask's dtype; the inputs are left alone.
 
     Raises:
-        ValueError: picture and mask are none or do not belong together.
-        OSError: the ViTMatte folder holds no model.
+        ValueError: image and mask do not fit, or vitmatte is asked for without a model.
     """
-    config = config or RefineConfig()
-    check_picture(picture, mask)
-    radius = config.radius or max(1, round(BAND_SHARE * min(mask.shape[-2:])))
-    band = edge_band(mask, radius)
-    wide_picture, wide_mask = picture.float(), mask.float()
-    method = RefineMethod(config.method)
-    if method is RefineMethod.GUIDED:
-        refined = guided_levels(wide_picture, wide_mask, radius)
-    elif method is RefineMethod.CLOSED_FORM:
-        from .closed_form import solve_alpha
+    options = options or RefineOptions()
+    check_picture_and_mask(image, mask)
+    if options.threshold:
+        mask = threshold_mask(mask, options.threshold)
+    if options.drop_specks:
+        mask = drop_specks(mask, options.drop_specks)
+    if options.fill_holes:
+        mask = fill_holes(mask, options.fill_holes)
+    mask = _refined(image, mask, options, matting_model)
+    return feather_mask(grow_mask(mask, options.grow), options.feather)
 
-        refined = solve_alpha(wide_picture, wide_mask, band)
+
+def trimap(mask: Tensor, band: Tensor) -> Tensor:
+    """1 and 0 where the mask is known, 0.5 in the band, (N, 1, H, W)."""
+    return torch.where(band, 0.5, (mask > 0.5).to(mask.dtype)).to(mask.dtype)
+
+
+def _refined(image: Tensor, mask: Tensor, options: RefineOptions, matting_model: VitMatte | None) -> Tensor:
+    method = refine_method(options.method)
+    if method is RefineMethod.NONE:
+        return mask
+    radius = max(1.0, options.radius * min(mask.shape[-2:]))
+    band = refinement_band(mask, radius)
+    if method is RefineMethod.VITMATTE:
+        if matting_model is None:
+            raise ValueError("method vitmatte must be given a matting_model, got none")
+        found = matting_model(image, trimap(mask, band))
     else:
-        from .vitmatte import matte
-
-        refined = matte(wide_picture, wide_mask, band, Path(str(config.vitmatte)))
-    return torch.where(band, refined.clamp(0, 1).to(mask.dtype), mask)
-
-
-def guided_levels(picture: Tensor, mask: Tensor, radius: int) -> Tensor:
-    """The guided filter's mask, stretched where the picture's edge is sharper than the mask's.
-
-    The filter answers a ramp over a sharp edge by two steps that lie too near to each other. They are drawn apart to
-    the least and greatest value that the mask itself has around them, so that glass stays glass. Where the picture
-    explains the mask's shape already, as in a thing out of focus, the mask is kept.
-
-    Args:
-        picture: (N, 3, H, W), float32.
-        mask: (N, 1, H, W), float32.
-        radius: of the filter's window, pixels.
-    """
-    from kornia.filters import guided_blur
-
-    side = 2 * radius + 1
-    filtered = guided_blur(picture, mask, side, _GUIDED_EPS, "replicate")
-    reach = max(1, radius // 2)
-    (low, high), (filtered_low, filtered_high) = (_range(each, reach) for each in (mask, filtered))
-    share = (filtered - filtered_low) / (filtered_high - filtered_low).clamp_min(1e-3)
-    stretched = low + (high - low) * ((share - 0.5) * _GAIN + 0.5).clamp(0, 1)
-    variance = _mean(mask.square(), radius) - _mean(mask, radius).square()
-    unexplained = _mean((mask - filtered).square(), radius) / variance.clamp_min(1e-4)
-    trust = ((unexplained - _EXPLAINED[0]) / (_EXPLAINED[1] - _EXPLAINED[0])).clamp(0, 1)
-    return torch.lerp(mask, stretched, trust)
-
-
-def check_picture(picture: Tensor, mask: Tensor) -> None:
-    """Raises ValueError unless the picture is (N, 3, H, W) in [0, 1] and the mask (N, 1, H, W) of its size."""
-    from .layers import check_float_tensor, check_range
-
-    check_mask(mask)
-    check_float_tensor("picture", picture)
-    count, _, height, width = mask.shape
-    if tuple(picture.shape) != (count, 3, height, width):
-        raise ValueError(
-            f"picture must have shape {(count, 3, height, width)} to match mask, got {tuple(picture.shape)}"
-        )
-    check_range("picture", picture)
-
-
-def _range(values: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """The least and greatest value within `reach` pixels along both axes, smoothed."""
-    low, high = -_greatest(-values, reach), _greatest(values, reach)
-    return _mean(low, max(1, reach // 2)), _mean(high, max(1, reach // 2))
-
-
-def _greatest(values: Tensor, reach: int) -> Tensor:
-    across = functional.max_pool2d(values, (1, 2 * reach + 1), 1, (0, reach))
-    return functional.max_pool2d(across, (2 * reach + 1, 1), 1, (reach, 0))
-
-
-def _mean(values: Tensor, radius: int) -> Tensor:
-    """Of a square window, the border continued."""
-    across = functional.avg_pool2d(functional.pad(values, (radius, radius, 0, 0), "replicate"), (1, 2 * radius + 1), 1)
-    return functional.avg_pool2d(functional.pad(across, (0, 0, radius, radius), "replicate"), (2 * radius + 1, 1), 1)
+        wide = torch.promote_types(mask.dtype, torch.float32)
+        found = guided_mask(image.to(wide), mask.to(wide), radius)
+        if method is RefineMethod.CLOSED_FORM:
+            found = solve_matting(image, trimap(mask, band), found)
+    return torch.where(band, found.to(mask.dtype), mask)

@@ -1,62 +1,67 @@
-"""ViTMatte (Yao et al. 2023) as transformers has it, from a folder."""
+"""ViTMatte as a refiner (Yao et al., "ViTMatte", 2023), where transformers is installed and a model folder given."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 _STRIDE = 32
-_TRIMAP = {"known 0": 0.0, "unknown": 0.5, "known 1": 1.0}
 
 
-def available() -> bool:
-    """Whether this transformers has ViTMatte; its models need version 4.36 or newer."""
-    try:
-        from transformers import VitMatteForImageMatting  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def vitmatte_available() -> bool:
+    """Whether transformers is installed; nothing of it is imported."""
+    return importlib.util.find_spec("transformers") is not None
 
 
-def matte(picture: Tensor, mask: Tensor, unknown: Tensor, folder: Path) -> Tensor:
-    """Alpha by the network, from a trimap whose unknown part is the band.
+class VitMatte:
+    """A loaded network: image and trimap to alpha."""
 
-    Args:
-        picture: (N, 3, H, W) in [0, 1].
-        mask: (N, 1, H, W) in [0, 1]; rounded where it is known.
-        unknown: (N, 1, H, W), bool.
-        folder: model and image processor's config, as transformers saves them. Nothing is downloaded.
+    def __init__(self, model: nn.Module) -> None:
+        """Wraps a `VitMatteForImageMatting`, in eval mode."""
+        self.model = model.eval()
 
-    Returns:
-        (N, 1, H, W) in [0, 1].
+    @torch.no_grad()
+    def __call__(self, image: Tensor, trimap: Tensor) -> Tensor:
+        """Alpha everywhere; the caller takes the unknown pixels.
+
+        The preparation is `VitMatteImageProcessor`'s: picture to [-1, 1], trimap as fourth channel, zeros added below
+        and on the right up to multiples of 32. The network runs on its own device, in its own dtype.
+
+        Args:
+            image: (N, 3, H, W) in [0, 1].
+            trimap: (N, 1, H, W); 0, 0.5 (unknown) and 1.
+
+        Returns:
+            (N, 1, H, W) in [0, 1], on the image's device and of its dtype.
+        """
+        height, width = image.shape[-2:]
+        weight = next(self.model.parameters())
+        pixels = torch.cat([2 * image - 1, trimap], dim=1).to(weight)
+        pixels = functional.pad(pixels, (0, -width % _STRIDE, 0, -height % _STRIDE))
+        alphas = self.model(pixel_values=pixels).alphas
+        return alphas[..., :height, :width].to(image).clamp(0, 1)
+
+
+def load_vitmatte(folder: str | Path, device: torch.device | str = "cpu") -> VitMatte:
+    """Loads a model folder (config.json, model.safetensors) with transformers; nothing is downloaded, no pickle read.
 
     Raises:
-        ValueError: the folder is none or holds no model.
+        ValueError: transformers is not installed, or the folder holds no ViTMatte.
     """
-    model, mean, deviation = _load(folder)
-    model.to(picture.device)
-    trimap = torch.where(unknown, _TRIMAP["unknown"], (mask > 0.5).to(picture.dtype))
-    normal = (picture - picture.new_tensor(mean).view(1, 3, 1, 1)) / picture.new_tensor(deviation).view(1, 3, 1, 1)
-    height, width = mask.shape[-2:]
-    padding = (0, -width % _STRIDE, 0, -height % _STRIDE)
-    pixels = functional.pad(torch.cat([normal, trimap], dim=1), padding)
-    with torch.inference_mode():
-        return model(pixel_values=pixels).alphas[..., :height, :width].clone()
+    if not vitmatte_available():
+        raise ValueError("method vitmatte must have the package transformers, got an environment without it")
+    folder = Path(folder)
+    if not ((folder / "config.json").is_file() and (folder / "model.safetensors").is_file()):
+        raise ValueError(f"a ViTMatte folder must hold config.json and model.safetensors, got {folder.name}")
+    from transformers import AutoConfig, VitMatteForImageMatting
 
-
-def _load(folder: Path) -> tuple[Any, list[float], list[float]]:
-    import json
-
-    from transformers import VitMatteForImageMatting
-
-    try:
-        model = VitMatteForImageMatting.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-        processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"vitmatte must be a folder with a ViTMatte model, got {folder}: {reason}") from error
-    return model, processor["image_mean"], processor["image_std"]
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type != "vitmatte":
+        raise ValueError(f"a ViTMatte folder must hold a model of type vitmatte, got {config.model_type}")
+    loaded: Any = VitMatteForImageMatting.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    return VitMatte(loaded.to(device))
