@@ -26,7 +26,8 @@ def smooth(seed: int, count: int, height: int, width: int) -> Tensor:
 def test_flat_layers_come_back(size: tuple[int, int]) -> None:
     """Two plain colours: the constant answer solves every level's equations."""
     mask = soft_disc(2, *size, 9.0)
-    red, blue = (torch.tensor(colour).view(1, 3, 1, 1).expand(2, 3, *size) for colour in ([0.9, 0.2, 0.1], [0.1, 0.3, 1]))
+    colours = ([0.9, 0.2, 0.1], [0.1, 0.3, 1.0])
+    red, blue = (torch.tensor(colour).view(1, 3, 1, 1).expand(2, 3, *size) for colour in colours)
     foreground, background = estimate_foreground(blend(red, blue, mask), mask)
     assert (foreground - red).abs().max() < 0.03
     assert (background - blue).abs().max() < 0.03
