@@ -9,9 +9,13 @@ from .generate import Text2LayerGenerate
 from .latents import Text2LayerDecode, Text2LayerEmptyLatent, Text2LayerEncode
 from .layers_arrange import Text2LayerBuild, Text2LayerMerge, Text2LayerReorder, Text2LayerSplit
 from .layers_compose import Text2LayerCompose
+from .layers_decompose import Text2LayerDecompose, Text2LayerPasteBack, Text2LayerPrepareInpaint
+from .layers_effects import Text2LayerBlurBackground, Text2LayerShadow
 from .layers_replace import Text2LayerReplaceLayer
+from .layers_report import Text2LayerReport
 from .layers_transform import Text2LayerTransform
 from .loader import Text2LayerModelLoader
+from .mask_refine import Text2LayerEstimateForeground, Text2LayerRefineMask
 from .model_files import register_model_folder
 
 NODES: list[type[io.ComfyNode]] = [
@@ -27,6 +31,14 @@ NODES: list[type[io.ComfyNode]] = [
     Text2LayerSplit,
     Text2LayerReorder,
     Text2LayerMerge,
+    Text2LayerDecompose,
+    Text2LayerRefineMask,
+    Text2LayerEstimateForeground,
+    Text2LayerPrepareInpaint,
+    Text2LayerPasteBack,
+    Text2LayerBlurBackground,
+    Text2LayerShadow,
+    Text2LayerReport,
     Text2LayerSaveDocument,
     Text2LayerLoadDocument,
 ]

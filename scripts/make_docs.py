@@ -1,6 +1,6 @@
 """Draws the pictures of docs/layers.md: `python -m scripts.make_docs [NAME ...]`.
 
-On a picture of the bundled model and on a photograph that scikit-image carries (coffee.png, CC0, Rachel Michetti), whose
+On pictures of the bundled model and on a photograph that scikit-image carries (coffee.png, CC0, Rachel Michetti), whose
 mask is two rough ellipses.
 """
 
@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from text2layer_core.blending import BlendMode
 from text2layer_core.blur import blur_background
-from text2layer_core.composition import compose_stack
 from text2layer_core.compositing import compose
+from text2layer_core.composition import compose_stack
 from text2layer_core.decompose import decompose, prepare_inpaint
 from text2layer_core.foreground import estimate_foreground
 from text2layer_core.layers import TwoLayerImage
@@ -30,7 +30,7 @@ from text2layer_core.refine import RefineOptions, refine_mask
 from text2layer_core.replacing import replace_layer
 from text2layer_core.report import on_checkerboard
 from text2layer_core.shadow import ShadowOptions, add_shadow
-from text2layer_core.stack import Layer, LayerStack
+from text2layer_core.stack import LayerStack
 from text2layer_core.transform import transform_layer
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "layers"

@@ -16,11 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from .compositing import check_mask_shape
+from .masks import SOFT_BAND, box_mean, check_mask, connected_components, contour
 
-SOFT_BAND = (0.02, 0.98)
 SPRITE_SIZE = 32
 SPRITE_ROTATIONS = (0.0, 8.0, -8.0, 16.0, -16.0)
 _BOX_SHARE = 0.5
+_SOLID = 0.95
+_FRINGE_RADIUS = 0.03
+_GHOST_MOVES = (0.10, 0.15, 0.20, 0.25, 0.10, 0.15, 0.20, 0.25)  # one for each eighth of a turn
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
@@ -95,6 +98,111 @@ def soft_band_sad(prediction: Tensor, target: Tensor) -> Tensor:
     low, high = SOFT_BAND
     band = (target > low) & (target < high)
     return torch.where(band, (_widen(prediction) - _widen(target)).abs(), 0).sum(dim=(1, 2, 3))
+
+
+def fringe(foreground: Tensor, mask: Tensor) -> Tensor:
+    """How far the edge's colour is from that of the thing beside it, (N,), in 1/255; NaN without a soft edge.
+
+    The mean over 0.02 < m < 0.98 of |F - F'|; F' is the average of m F where m > 0.95, divided by that of m, over
+    squares that reach 3 % of the width to either side. Edges without such a solid part in reach are left out.
+
+    Args:
+        foreground: F, (N, 3, H, W), straight.
+        mask: m, (N, 1, H, W).
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    check_mask_shape(mask, foreground)
+    foreground, mask = _widen(foreground), _widen(mask)
+    solid = torch.where(mask > _SOLID, mask, 0)
+    radius = max(1, round(_FRINGE_RADIUS * mask.shape[-1]))
+    around = box_mean(solid, radius)
+    near = box_mean(solid * foreground, radius) / around.clamp_min(torch.finfo(around.dtype).tiny)
+    low, high = SOFT_BAND
+    edge = (mask > low) & (mask < high) & (around > 1e-6)
+    difference = (foreground - near).abs().mean(dim=1, keepdim=True)
+    return 255 * torch.where(edge, difference, 0).sum(dim=(1, 2, 3)) / edge.sum(dim=(1, 2, 3))
+
+
+def ghost(background: Tensor, mask: Tensor) -> Tensor:
+    """What a moved subject would reveal of itself, (N,): 1 is no trace, more is an outline; NaN without a contour.
+
+    The mean of |grad B| on the contour m = 0.5 divided by its mean on eight copies of the contour, moved in eight
+    directions by 10 to 25 % of the shorter side, as far as they stay in the picture.
+
+    Args:
+        background: B, (N, C, H, W).
+        mask: m, (N, 1, H, W).
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    check_mask_shape(mask, background)
+    slope = _gradient(_widen(background))
+    line = contour(mask)
+    height, width = mask.shape[-2:]
+    total, count = torch.zeros_like(slope), torch.zeros_like(slope)
+    for direction, share in enumerate(_GHOST_MOVES):
+        angle, distance = math.pi / 4 * direction, share * min(height, width)
+        down, right = round(distance * math.sin(angle)), round(distance * math.cos(angle))
+        moved = _shifted(line, down, right)
+        total += torch.where(moved, slope, 0)
+        count += moved
+    elsewhere = total.sum(dim=(1, 2, 3)) / count.sum(dim=(1, 2, 3))
+    return torch.where(line, slope, 0).sum(dim=(1, 2, 3)) / line.sum(dim=(1, 2, 3)) / elsewhere
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MaskStatistics:
+    """What masks are like, (N,) each.
+
+    Attributes:
+        area: mean of m, a share of the picture.
+        softness: pixels with 0.02 < m < 0.98 as a share of those above 0.02; 0 for an empty mask.
+        components: parts above 0.5, connected at corners too; long.
+    """
+
+    area: Tensor
+    softness: Tensor
+    components: Tensor
+
+
+def mask_statistics(mask: Tensor) -> MaskStatistics:
+    """Area, softness and components of masks (N, 1, H, W) in [0, 1].
+
+    Raises:
+        ValueError: no masks.
+    """
+    check_mask(mask)
+    low, high = SOFT_BAND
+    shown = (mask > low).sum(dim=(1, 2, 3))
+    soft = ((mask > low) & (mask < high)).sum(dim=(1, 2, 3))
+    labels = connected_components(mask > 0.5, diagonal=True)
+    parts = torch.stack([each.unique().count_nonzero() for each in labels])
+    return MaskStatistics(area=_widen(mask).mean(dim=(1, 2, 3)), softness=soft / shown.clamp_min(1), components=parts)
+
+
+def _gradient(picture: Tensor) -> Tensor:
+    """Length of the gradient by central differences, mean over channels, per pixel, (N, 1, H, W)."""
+    padded = functional.pad(picture, (1, 1, 1, 1), mode="replicate")
+    right = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+    return torch.hypot(right, down).mean(dim=1, keepdim=True)
+
+
+def _shifted(shape: Tensor, down: int, right: int) -> Tensor:
+    """The shape (N, 1, H, W) bool moved; what leaves the picture is gone."""
+    height, width = shape.shape[-2:]
+    moved = torch.zeros_like(shape)
+    rows, columns = _overlap(down, height), _overlap(right, width)
+    moved[..., rows[1], columns[1]] = shape[..., rows[0], columns[0]]
+    return moved
+
+
+def _overlap(shift: int, size: int) -> tuple[slice, slice]:
+    """Where along an axis the pixels that stay come from, and where they go."""
+    return slice(max(0, -shift), max(0, size - max(0, shift))), slice(max(0, shift), max(0, size + min(0, shift)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ class _Anything(type):
             raise AttributeError(name)
         return _Anything(name, (), {})
 
-    def __call__(cls, *_: object, **__: object) -> _Anything:
+    def __call__(cls, /, *_: object, **__: object) -> _Anything:
         return cls
 
     def __iter__(cls) -> Iterator[Any]:
