@@ -14,6 +14,7 @@ from .atomic import write_file
 from .blending import BlendMode
 from .composition import compose_stack
 from .flat import Masks, check_choice, corner, file_text, upright, with_levels, with_masks_in_alpha
+from .psd_planes import check_psd_tools
 
 if TYPE_CHECKING:
     from psd_tools.psd.layer_and_mask import ChannelData, LayerInfo, LayerRecord
@@ -70,6 +71,7 @@ def save_psd(path: str | Path, document: LayerStack | TwoLayerImage, *, masks: s
 
 def psd_writer(document: LayerStack | TwoLayerImage, *, masks: str = "layer") -> Writer:
     """What writes the file of `save_psd` to a path, not atomically; raises its ValueErrors at once."""
+    check_psd_tools()
     check_choice("masks", masks, Masks)
     stack = upright(document)
     stack = with_levels(with_masks_in_alpha(stack) if masks == "alpha" else stack, 255)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,12 @@ class Plane:
                 top - self.box.top : bottom - self.box.top, left - self.box.left : right - self.box.left
             ]
         return result
+
+
+def check_psd_tools() -> None:
+    """Raises ValueError where the package that PSD files need is not installed."""
+    if importlib.util.find_spec("psd_tools") is None:
+        raise ValueError("a PSD needs the package psd-tools, which this Python has not: pip install psd-tools")
 
 
 def user_mask(record: LayerRecord) -> tuple[int, Box, float, bool] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .blending import BlendMode
 from .composition import without_full_alpha
 from .flat import NO_SRGB, Damage, LoadedDocument, Room, check_size, is_srgb, reading
-from .psd_planes import Box, Plane, decode, user_mask
+from .psd_planes import Box, Plane, check_psd_tools, decode, user_mask
 from .psd_records import (
     ADJUSTMENTS,
     AS_PIXELS,
@@ -97,6 +97,7 @@ def load_psd(path: str | Path) -> LoadedDocument:
         OSError: the file cannot be read.
     """
     path = Path(path)
+    check_psd_tools()
     with reading(path, *_DAMAGE), path.open("rb") as file:
         depth, planes = _check_head(file)
         return _Reader(_parse(file), depth, planes).read()
