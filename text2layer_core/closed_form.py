@@ -25,7 +25,8 @@ def solve_matting(
     """Alpha in the unknown pixels such that it is, in every 3x3 window, as nearly as possible linear in colour.
 
     The known pixels are held exactly. Conjugate gradients with the diagonal as preconditioner start from a guess, as a
-    rule the guided filter's, and stop early: what is left then is far below the model's own error. Carries no gradients.
+    rule the guided filter's, and stop early: what is left then is far below the model's own error. It carries no
+    gradients.
 
     Args:
         image: (N, 3, H, W) in [0, 1].
