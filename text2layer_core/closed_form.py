@@ -18,13 +18,15 @@ _TOLERANCE = 4e-4
 _MOST_STEPS = 300
 
 
+@torch.no_grad()
 def solve_matting(
     image: Tensor, trimap: Tensor, start: Tensor, *, tolerance: float = _TOLERANCE, most_steps: int = _MOST_STEPS
 ) -> Tensor:
     """Alpha in the unknown pixels such that it is, in every 3x3 window, as nearly as possible linear in colour.
 
     The known pixels are held exactly. Conjugate gradients with the diagonal as preconditioner start from a guess, as a
-    rule the guided filter's, and stop early: what is left then is far below the model's own error.
+    rule the guided filter's, and stop early: what is left then is far below the model's own error. It carries no
+    gradients.
 
     Args:
         image: (N, 3, H, W) in [0, 1].
@@ -114,12 +116,12 @@ def _window_blocks(image: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
     centres = touched.nonzero()
     offsets = torch.tensor(_WINDOW, device=image.device)
     places = centres[:, None] + offsets  # (k, 9, 2)
-    colours = image.movedim(0, -1)[places[..., 0], places[..., 1]]
+    colours = image.movedim(0, -1)[places[..., 0], places[..., 1]].double()  # epsilon is below float32's rounding
     colours = colours - colours.mean(dim=1, keepdim=True)
-    identity = torch.eye(3, dtype=image.dtype, device=image.device)
-    covariance = colours.mT @ colours / 9 + _EPSILON / 9 * identity
+    covariance = colours.mT @ colours / 9 + _EPSILON / 9 * torch.eye(3, dtype=colours.dtype, device=image.device)
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), colours.mT, upper=False)
-    blocks = torch.eye(9, dtype=image.dtype, device=image.device) - (1 + whitened.mT @ whitened) / 9
+    blocks = torch.eye(9, dtype=colours.dtype, device=image.device) - (1 + whitened.mT @ whitened) / 9
+    blocks = blocks.to(image.dtype)
     return centres, torch.cat([blocks, blocks.new_zeros(1, 9, 9)])
 
 

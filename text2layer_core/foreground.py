@@ -15,12 +15,14 @@ _COARSE_SIDE = 256  # up to this size every pixel is solved, and more often
 _COARSE_SWEEPS, _SWEEPS, _FINEST_SWEEPS = 10, 3, 1  # at 2048 px less error and less time than 2 each
 
 
+@torch.no_grad()
 def estimate_foreground(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The colours F and B of I = m F + (1 - m) B, both smooth where m is.
 
     At each level of a pyramid, coarse to fine, the pixels' two-by-two systems (Germer et al., eq. 4) are solved in
     turns, half of a checkerboard after the other. Levels above 256 pixels and the finest one are solved only where
     0 < m < 1: elsewhere one of the layers is the picture itself, and the other continues the coarser level.
+    Carries no gradients.
 
     Args:
         image: I, (N, 3, H, W), stored sRGB in [0, 1].

@@ -96,3 +96,8 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         estimate_foreground(torch.rand(1, 3, 6, 8), torch.rand(1, 1, 5, 8))
     with pytest.raises(ValueError, match="mask must be finite"):
         estimate_foreground(torch.rand(1, 3, 6, 8), torch.full((1, 1, 6, 8), torch.nan))
+
+
+def test_a_picture_with_gradients_is_taken_without_them() -> None:
+    image, mask = smooth(5, 1, 30, 40).requires_grad_(), soft_disc(1, 30, 40, 5.0)
+    assert not any(layer.requires_grad for layer in estimate_foreground(image, mask))

@@ -163,6 +163,20 @@ def test_closed_form_solves_the_matting_laplacian() -> None:
         torch.testing.assert_close(found.flatten(), expected.clamp(0, 1), atol=1e-6, rtol=0)
 
 
+def test_colours_on_one_line_are_no_trouble() -> None:
+    """Windows of two colours, anti-aliased in between: their covariance has rank 1, and epsilon is below rounding."""
+    _, truth = scene(90, 90)
+    pair = torch.tensor([[0.987, 0.123, 0.456], [0.111, 0.999, 0.777]]).view(2, 3, 1, 1)
+    image = torch.lerp(pair[:1], pair[1:], truth)
+    refined = refine_mask(image, coarse_any(truth), RefineOptions(method="closed_form", radius=0.1))
+    assert (error(refined, truth) < 0.1 * error(coarse_any(truth), truth)).all()
+
+
+def coarse_any(mask: Tensor) -> Tensor:
+    """As `coarse`, for sides that are no multiples of 8."""
+    return functional.interpolate(functional.avg_pool2d(mask, 6), size=mask.shape[-2:], mode="bilinear")
+
+
 def test_closed_form_without_a_known_pixel_keeps_the_guess() -> None:
     image, guess = torch.rand(1, 3, 8, 8), torch.rand(1, 1, 8, 8)
     assert torch.equal(closed_form.solve_matting(image, torch.full_like(guess, 0.5), guess), guess)
