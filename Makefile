@@ -27,7 +27,7 @@ lint: $(ALL)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 comfyui:
-	scripts/comfyui
+	$(PYTHON) -m scripts.comfyui
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache build dist demo

@@ -18,6 +18,7 @@ from text2layer_core.unet import UNET_PRESETS, build_unet
 from train.config import load_config
 from train.train_autoencoder import AutoencoderTrainingConfig
 from train.train_diffusion import DiffusionTrainingConfig
+from train.train_text_encoder import TextTrainingConfig
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -59,7 +60,7 @@ def bundled_case() -> Case:
     except CheckpointError:
         autoencoder = load_config(CONFIGS / "mini_autoencoder.yaml", (), AutoencoderTrainingConfig).autoencoder
         diffusion = load_config(CONFIGS / "mini_diffusion.yaml", (), DiffusionTrainingConfig)
-        tokens = diffusion.text.encoder.max_length if diffusion.text.encoder is not None else CLIP_TOKENS
+        tokens = load_config(CONFIGS / "mini_text_encoder.yaml", (), TextTrainingConfig).encoder.max_length
         unet = build_unet(diffusion.unet).eval()
         return Case("train/configs, random weights", unet, diffusion.schedule, tokens, autoencoder.downscale, 256, 20)
     model = load_checkpoint(path)

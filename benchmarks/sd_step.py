@@ -16,6 +16,7 @@ from text2layer_core.autoencoder import CaT2IAutoencoder
 from text2layer_core.text_encoder import TextEncoder, TextEncoderConfig, train_tokenizer
 from train.config import load_config
 from train.engine import Run, Task, TrainingConfig
+from train.launch import peak_memory
 from train.samples import LayeredBatch
 from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig
 from train.train_diffusion import DiffusionTask, DiffusionTrainingConfig, LatentSource
@@ -70,13 +71,6 @@ TASKS: dict[str, Callable[[Sequence[str]], tuple[Task, TrainingConfig, int]]] = 
 }
 
 
-def peak_gigabytes() -> float:
-    """The most memory that this process has held, in 10^9 bytes."""
-    import resource  # not there on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark: 0 if the memory suffices, 1 if not, 2 if nothing was measured."""
     parser = make_parser("sd_step", __doc__ or "", repeats=2)
@@ -100,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.step()
         seconds.append(time.perf_counter() - began)
     trained = sum(p.numel() for objective in task.objectives for p in objective.module.parameters() if p.requires_grad)
-    peak = peak_gigabytes()
+    peak = peak_memory(CPU) / 1e9
     print(f"{arguments.network}: {trained / 1e6:.1f} M trained parameters, random weights, {size} px, "
           f"batch {training.batch_size}, {training.precision}, no EMA")
     print_table([("first step", f"{seconds[0]:.1f} s"), ("median step", f"{statistics.median(seconds):.1f} s")])

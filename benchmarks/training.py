@@ -22,7 +22,8 @@ from train import train_autoencoder, train_diffusion
 from train.config import load_config
 from train.engine import Part, Run, Task, TrainingConfig
 from train.train_autoencoder import AutoencoderTrainingConfig
-from train.train_diffusion import DiffusionTrainingConfig
+from train.train_diffusion import DiffusionTrainingConfig, TextConfig
+from train.train_text_encoder import TextTrainingConfig
 
 GOAL = Goal(0.85, at_least=True)
 CONFIGS = Path(__file__).resolve().parent.parent / "train" / "configs"
@@ -43,14 +44,16 @@ def autoencoder_trainer(
 def diffusion_trainer(
     folder: Path, size: int | None, batch: int | None, icons: Path | None
 ) -> tuple[MakeTask, TrainingConfig]:
-    """The bundled model's UNet and text encoder as their config trains them, on an autoencoder of random weights."""
+    """The bundled model's UNet and text encoder as their config trains them, all of random weights."""
     overrides = _overrides(size, batch, icons)
     config = load_config(CONFIGS / "mini_diffusion.yaml", overrides, DiffusionTrainingConfig)
     frozen = load_config(CONFIGS / "mini_autoencoder.yaml", overrides, AutoencoderTrainingConfig).autoencoder
+    encoder = load_config(CONFIGS / "mini_text_encoder.yaml", (), TextTrainingConfig).encoder
     path = folder / "autoencoder.safetensors"
     _save_autoencoder(path, frozen)
     return lambda cached: train_diffusion.make_task(
-        replace(config, run=str(folder / "diffusion"), autoencoder=str(path), cached=cached, latent_scale=1.0),
+        replace(config, run=str(folder / "diffusion"), autoencoder=str(path), text=TextConfig(encoder=encoder),
+                cached=cached, latent_scale=1.0),
         torch.device("cpu"),
     ), config.training
 

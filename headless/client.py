@@ -164,6 +164,52 @@ def change(graph: Graph, **inputs: object) -> Graph:
     return changed
 
 
+def change_prompt(graph: Graph, prompt: str) -> Graph:
+    """A copy with another prompt: every plain input `prompt`, else the text that leads the first sampler.
+
+    Raises:
+        ValueError: the graph has neither.
+    """
+    if any(isinstance(node["inputs"].get("prompt"), str) for node in graph.values()):
+        return change(graph, prompt=prompt)
+    for number in sorted(graph, key=lambda name: (len(name), name)):
+        source = _text_node(graph, graph[number]["inputs"].get("positive"))
+        if source is not None:
+            return {**graph, source: {**graph[source], "inputs": {**graph[source]["inputs"], "text": prompt}}}
+    raise ValueError("the workflow must have an input prompt, or a text at a sampler's positive, found neither")
+
+
+def _text_node(graph: Graph, link: object) -> str | None:
+    """The node with a plain text that a conditioning comes from, through nodes that only change it."""
+    seen: set[str] = set()
+    while isinstance(link, list) and link[0] in graph and link[0] not in seen:
+        seen.add(link[0])
+        inputs = graph[link[0]]["inputs"]
+        if isinstance(inputs.get("text"), str):
+            return link[0]
+        link = inputs.get("conditioning", inputs.get("positive"))
+    return None
+
+
+def set_inputs(graph: Graph, settings: list[str]) -> Graph:
+    """A copy with inputs set by "NODE.INPUT=VALUE"; the value is JSON, or text as it stands.
+
+    Raises:
+        ValueError: a setting of another form, or of a node or input that is not there.
+    """
+    changed: Graph = json.loads(json.dumps(graph))
+    for setting in settings:
+        place, separator, text = setting.partition("=")
+        number, _, name = place.partition(".")
+        if not separator or name not in changed.get(number, {"inputs": {}})["inputs"]:
+            raise ValueError(f"--set must be NODE.INPUT=VALUE with an input of the workflow, got {setting!r}")
+        try:
+            changed[number]["inputs"][name] = json.loads(text)
+        except ValueError:
+            changed[number]["inputs"][name] = text
+    return changed
+
+
 def _show(value: int, total: int) -> None:
     print(f"\rstep {value}/{total}", end="\n" if value == total else "", file=sys.stderr, flush=True)
 
@@ -177,13 +223,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))  # noqa: S311
     parser.add_argument("--out", type=Path, default=Path("layers"))
     parser.add_argument("--image", type=Path, help="a picture to upload, for the workflow's LoadImage")
+    parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE",
+                        help='another input, such as 8.text="a fox on a beach"')
     arguments = parser.parse_args(argv)
     try:
         graph = read_graph(arguments.workflow)
         with ComfyClient(arguments.server) as client:
             if arguments.image is not None:
                 graph = change(graph, image=client.upload(arguments.image))
-            prompt_id = client.queue(change(graph, prompt=arguments.prompt, seed=arguments.seed))
+            graph = change(change_prompt(graph, arguments.prompt), seed=arguments.seed)
+            prompt_id = client.queue(set_inputs(graph, arguments.set))
             outputs = client.wait(prompt_id, _show)
             arguments.out.mkdir(parents=True, exist_ok=True)
             images = [image for node_id, node in outputs.items() if graph[node_id]["class_type"] in LAYERED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
+from .documents import Text2LayerLoadDocument, Text2LayerSaveDocument
 from .generate import Text2LayerGenerate
 from .latents import Text2LayerDecode, Text2LayerEmptyLatent, Text2LayerEncode
 from .layers_arrange import Text2LayerBuild, Text2LayerMerge, Text2LayerReorder, Text2LayerSplit
@@ -38,6 +39,8 @@ NODES: list[type[io.ComfyNode]] = [
     Text2LayerBlurBackground,
     Text2LayerShadow,
     Text2LayerReport,
+    Text2LayerSaveDocument,
+    Text2LayerLoadDocument,
 ]
 """In the order of the menu; ids, inputs and outputs are fixed for ever (tests/nodes/contract.json)."""
 

@@ -10,12 +10,15 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from ..text2layer_core.compositing import compose, pad_foreground
+from ..text2layer_core.blending import BlendMode
+from ..text2layer_core.compositing import pad_foreground
 from ..text2layer_core.layers import TwoLayerImage
 from ..text2layer_core.placement import layer_bounds
 from ..text2layer_core.stack import Layer, LayerStack
 
 LAYERS_VERSION = 1
+SIZE = "text2layer_size"
+"""In a LATENT: width and height of the picture before it was padded."""
 
 
 def to_bhwc(picture: Tensor) -> Tensor:
@@ -65,12 +68,12 @@ def layers_from_images(foreground: Tensor, background: Tensor, mask: Tensor) -> 
     return TwoLayerImage(pad_foreground(colour, alpha), to_nchw(background).to(colour).clamp(0, 1), alpha)
 
 
-def layer_outputs(image: TwoLayerImage) -> tuple[Tensor, Tensor, Tensor, Tensor, list[dict[str, Any]]]:
+def layer_outputs(
+    image: TwoLayerImage, composed: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[dict[str, Any]]]:
     """Foreground RGBA, background, foreground_mask, composed, and one LAYERS document per picture."""
     documents = [layers_document(image[index]) for index in range(len(image))]
-    return (
-        to_bhwc(image.rgba), to_bhwc(image.background), foreground_mask(image), to_bhwc(compose(image)), documents,
-    )
+    return to_bhwc(image.rgba), to_bhwc(image.background), foreground_mask(image), to_bhwc(composed), documents
 
 
 def layers_document(image: TwoLayerImage) -> dict[str, Any]:
@@ -231,7 +234,7 @@ def _item(layer: Layer, z_index: int) -> dict[str, Any]:
     item: dict[str, Any] = {
         "type": "raster", "name": layer.name, "image": to_bhwc(layer.picture), "x": _short(layer.x),
         "y": _short(layer.y), "z_index": z_index, "opacity": float(layer.opacity),
-        "blend_mode": str(layer.blend_mode), "visible": layer.visible,
+        "blend_mode": BlendMode(layer.blend_mode).value, "visible": layer.visible,
     }
     if layer.mask is not None:
         item["mask"] = 1 - layer.mask[:, 0]

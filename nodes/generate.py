@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
-import comfy.sd
 import comfy.utils
 import latent_preview
 from comfy_api.v0_0_2 import io
 
-from .host_vae import LayeredVAE
-from .latents import MAX_BATCH, check_vae, decode, empty_latent
-from .schema import check_choice, check_finite, layer_outputs, schema, size_inputs
+from .latents import MAX_BATCH
+from .schema import check_choice, check_finite, layer_sockets, schema, size_inputs
+
+if TYPE_CHECKING:
+    import comfy.model_patcher
+    import comfy.sd
+
+    from .host_vae import LayeredVAE
 
 _MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
@@ -52,7 +55,7 @@ class Text2LayerGenerate(io.ComfyNode):
                 io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH,
                              tooltip=f"Pictures to draw at once, 1 to {MAX_BATCH}."),
             ],
-            outputs=layer_outputs(),
+            outputs=layer_sockets(),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -63,6 +66,10 @@ class Text2LayerGenerate(io.ComfyNode):
         seed: int, steps: int, cfg: float, sampler: str, scheduler: str, width: int, height: int, batch_size: int,
     ) -> io.NodeOutput:
         """Samples and decodes."""
+        from .decoding import decode
+        from .host_unet import empty_latent
+        from .host_vae import check_vae
+
         check_choice("sampler", sampler, comfy.samplers.KSampler.SAMPLERS)
         check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
         check_finite("cfg", cfg)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..text2layer_core.checkpoint import CheckpointError, CheckpointHeader, check_keys
+from .convert import SIZE
 
 if TYPE_CHECKING:
     from ..text2layer_core.unet import UNetConfig
@@ -145,3 +146,22 @@ def _host_unet_config(unet: UNetConfig) -> dict[str, Any]:
         "use_temporal_attention": False,
         "use_temporal_resblock": False,
     }
+
+
+def empty_latent(model: comfy.model_patcher.ModelPatcher, width: int, height: int, batch_size: int) -> dict:
+    """A LATENT of zeros for a picture of any size; it remembers the size.
+
+    Raises:
+        ValueError: the model is none of ours.
+    """
+    latent_format = model.get_model_object("latent_format")
+    if not isinstance(latent_format, Text2LayerLatent):
+        raise ValueError(
+            f"model must come from Load Text2Layer Model, got one whose latent is {type(latent_format).__name__}"
+        )
+    stride = latent_format.stride
+    rows, columns = (-(-side // stride) * stride // latent_format.downscale for side in (height, width))
+    samples = torch.zeros(
+        batch_size, latent_format.latent_channels, rows, columns, device=comfy.model_management.intermediate_device()
+    )
+    return {"samples": samples, SIZE: (width, height)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,10 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ..text2layer_core.autoencoder import STACK_CHANNELS, CaT2IAutoencoder, DecodedLayers, fold_batch_norm
+from ..text2layer_core.autoencoder import CaT2IAutoencoder, DecodedLayers, fold_batch_norm
 from ..text2layer_core.checkpoint import CheckpointHeader, check_keys
 from ..text2layer_core.compositing import compose
-from ..text2layer_core.layers import TwoLayerImage
+from ..text2layer_core.layers import STACK_CHANNELS, TwoLayerImage
 from .convert import to_bhwc, to_nchw
 
 _SD_WIDTH = 128
@@ -92,7 +92,7 @@ class LayeredVAE(comfy.sd.VAE):
 
     def encode_layers(self, image: TwoLayerImage) -> Tensor:
         """Layers whose sides are multiples of `stride` -> unscaled latents (N, C, h, w)."""
-        return super().encode(to_bhwc(image.stack()))
+        return self._one_by_one(super().encode, to_bhwc(image.stack()))
 
     def decode(self, samples_in: Tensor, vae_options: Mapping[str, Any] | None = None) -> Tensor:
         """Unscaled latents -> the composed picture (eq. 1), IMAGE (N, H, W, 3)."""
@@ -104,7 +104,7 @@ class LayeredVAE(comfy.sd.VAE):
 
     def decode_layers(self, samples: Tensor) -> DecodedLayers:
         """Unscaled latents (N, C, h, w) -> layers and the auxiliary head's picture, float32."""
-        return self._layers(super().decode(samples))
+        return self._layers(self._one_by_one(super().decode, samples))
 
     def decode_tiled_(self, samples: Tensor, tile_x: int = 64, tile_y: int = 64, overlap: int = 16) -> Tensor:
         """The host's three tilings averaged, for our number of channels (its own takes three for granted)."""
@@ -124,6 +124,17 @@ class LayeredVAE(comfy.sd.VAE):
             for x, y in tilings
         )
         return self.process_output(total / len(tilings))
+
+    @staticmethod
+    def _one_by_one(call: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """A call on each sample, with a bar; each update also looks whether the run was interrupted."""
+        bar = comfy.utils.ProgressBar(len(batch))
+        bar.update_absolute(0)
+        found: list[Tensor] = []
+        for one in batch.split(1):
+            found.append(call(one))
+            bar.update(1)
+        return torch.cat(found)
 
     def _composed(self, stack: Tensor) -> Tensor:
         return to_bhwc(compose(self._layers(stack).layers))
@@ -156,6 +167,17 @@ class LayeredVAE(comfy.sd.VAE):
         check_keys(path, expected, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
         weights = {key: tensor.to(self.vae_dtype) for key, tensor in fold_batch_norm(tensors).items()}
         self.first_stage_model.autoencoder.load_state_dict(weights)
+
+
+def check_vae(vae: object) -> LayeredVAE:
+    """The VAE, if it is ours.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if not isinstance(vae, LayeredVAE):
+        raise ValueError(f"vae must come from Load Text2Layer Model, got {type(vae).__name__}")
+    return vae
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..text2layer_core.arrange import merge_stacks, move_layer, reorder_stack, split_stack
 from ..text2layer_core.blending import BlendMode
 from ..text2layer_core.stack import Layer, LayerStack
 from .convert import layer_from_image, layers_from_stack, stack_from_layers, to_bhwc
@@ -103,6 +102,8 @@ class Text2LayerSplit(io.ComfyNode):
     @classmethod
     def execute(cls, layers: dict[str, Any]) -> io.NodeOutput:
         """Splits, hidden layers too."""
+        from ..text2layer_core.arrange import split_stack
+
         parts = split_stack(stack_from_layers(layers))
         return io.NodeOutput(
             [to_bhwc(part.colour) for part in parts], [part.mask[:, 0] for part in parts], [part.name for part in parts]
@@ -135,6 +136,8 @@ class Text2LayerReorder(io.ComfyNode):
     @classmethod
     def execute(cls, layers: dict[str, Any], layer: str, move: str, order: str) -> io.NodeOutput:
         """Moves one layer or orders all."""
+        from ..text2layer_core.arrange import move_layer, reorder_stack
+
         check_choice("move", move, MOVES)
         stack = stack_from_layers(layers)
         if order.strip():
@@ -168,6 +171,8 @@ class Text2LayerMerge(io.ComfyNode):
     @classmethod
     def execute(cls, below: dict[str, Any], above: dict[str, Any], canvas: str) -> io.NodeOutput:
         """Merges."""
+        from ..text2layer_core.arrange import merge_stacks
+
         check_choice("canvas", canvas, CANVASES)
         stacks = {"below": stack_from_layers(below), "above": stack_from_layers(above)}
         size = None if canvas == "larger" else stacks[canvas].canvas

@@ -7,7 +7,6 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..text2layer_core.composition import compose_stack, without_full_alpha
 from ..text2layer_core.stack import Layer, LayerStack
 from .convert import documents_from_stack, layer_from_image, stack_from_layers, to_bhwc, with_batch
 from .layers_input import ALIASES, document_output
@@ -55,6 +54,8 @@ class Text2LayerCompose(io.ComfyNode):
         foreground_mask: Tensor | None = None, linear_light: bool = False,
     ) -> io.NodeOutput:
         """Makes one document of what is connected, and composes it."""
+        from ..text2layer_core.composition import compose_stack, without_full_alpha
+
         stack = _whole(layers, background, foreground, foreground_mask)
         composed = compose_stack(stack, linear_light=linear_light)
         return io.NodeOutput(to_bhwc(without_full_alpha(composed)), composed[:, 3], documents_from_stack(stack))

@@ -5,12 +5,10 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..text2layer_core.decompose import InpaintOptions, decompose, paste_back, prepare_inpaint
-from .convert import layer_outputs as converted
-from .convert import to_bhwc, to_nchw
+from .convert import layer_outputs, to_bhwc, to_nchw
 from .mask_refine import mask_input, picture_and_mask
 from .preview import layers_preview
-from .schema import MAX_SIDE, layer_outputs, schema
+from .schema import MAX_SIDE, layer_sockets, schema
 
 _FILLED = "background: smoothed over from around the mask; connect an inpainted one for detail"
 _GIVEN = "background: as connected"
@@ -34,7 +32,7 @@ class Text2LayerDecompose(io.ComfyNode):
                 io.Image.Input("filled_background", optional=True,
                                tooltip="RGB, the picture without the foreground, from any inpainting; of its size."),
             ],
-            outputs=layer_outputs(),
+            outputs=layer_sockets(),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -42,11 +40,15 @@ class Text2LayerDecompose(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, mask: Tensor, filled_background: Tensor | None = None) -> io.NodeOutput:
         """Decomposes, shows."""
+        from ..text2layer_core.compositing import compose
+        from ..text2layer_core.decompose import decompose
+
         picture, alpha = picture_and_mask(image, mask)
         behind = None if filled_background is None else to_nchw(filled_background[..., :3]).to(picture).clamp(0, 1)
         layers = decompose(picture, alpha, behind)
         text = _FILLED if behind is None else _GIVEN
-        return io.NodeOutput(*converted(layers), ui=layers_preview(layers, None, cls, text))
+        composed = compose(layers)
+        return io.NodeOutput(*layer_outputs(layers, composed), ui=layers_preview(layers, composed, None, cls, text))
 
 
 class Text2LayerPrepareInpaint(io.ComfyNode):
@@ -88,6 +90,8 @@ class Text2LayerPrepareInpaint(io.ComfyNode):
         cls, image: Tensor, foreground_mask: Tensor, dilate: int, feather: int, context: int, multiple: int
     ) -> io.NodeOutput:
         """Makes the crop."""
+        from ..text2layer_core.decompose import InpaintOptions, prepare_inpaint
+
         options = InpaintOptions(dilate=dilate, feather=feather, context=context, multiple=multiple)
         crop = prepare_inpaint(*picture_and_mask(image, foreground_mask), options)
         return io.NodeOutput(to_bhwc(crop.image), crop.hole[:, 0], crop.blend[:, 0], crop.x, crop.y)
@@ -120,6 +124,8 @@ class Text2LayerPasteBack(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, inpainted: Tensor, blend: Tensor, x: int, y: int) -> io.NodeOutput:
         """Pastes."""
+        from ..text2layer_core.decompose import paste_back
+
         picture, filled = to_nchw(image[..., :3]), to_nchw(inpainted[..., :3]).clamp(0, 1)
         seam = blend.reshape(-1, 1, *blend.shape[-2:]).expand(len(picture), -1, -1, -1)
         return io.NodeOutput(to_bhwc(paste_back(picture, filled, seam, x, y)))

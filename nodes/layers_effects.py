@@ -9,8 +9,6 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..text2layer_core.blur import BlurKind, blur_background
-from ..text2layer_core.decompose import decompose
-from ..text2layer_core.shadow import ShadowOptions, add_shadow
 from .convert import layer_outputs, layers_from_stack, stack_from_layers, to_nchw
 from .layers_input import ALIASES, document_input, document_output, layer_input, layer_position
 from .mask_refine import mask_input, picture_and_mask
@@ -53,11 +51,14 @@ class Text2LayerBlurBackground(io.ComfyNode):
         cls, image: Tensor, foreground_mask: Tensor, radius: float, kind: str, background: Tensor | None = None
     ) -> io.NodeOutput:
         """Takes apart, blurs, composes."""
+        from ..text2layer_core.compositing import compose
+        from ..text2layer_core.decompose import decompose
+
         check_choice("kind", kind, KINDS)
         picture, mask = picture_and_mask(image, foreground_mask)
         behind = None if background is None else to_nchw(background[..., :3]).to(picture).clamp(0, 1)
         blurred = blur_background(decompose(picture, mask, behind), radius, kind)
-        _, backgrounds, _, composed, documents = layer_outputs(blurred)
+        _, backgrounds, _, composed, documents = layer_outputs(blurred, compose(blurred))
         return io.NodeOutput(composed, backgrounds, documents)
 
 
@@ -96,6 +97,8 @@ class Text2LayerShadow(io.ComfyNode):
         opacity: float, colour: str,
     ) -> io.NodeOutput:
         """Adds the layer."""
+        from ..text2layer_core.shadow import ShadowOptions, add_shadow
+
         stack = stack_from_layers(layers)
         options = ShadowOptions(
             x=x, y=y, blur=blur, height=height, slant=slant, opacity=opacity, colour=_colour(colour),

@@ -6,7 +6,6 @@ from comfy_api.v0_0_2 import io, ui
 from server import PromptServer
 from torch import Tensor
 
-from ..text2layer_core.report import format_figures, layer_figures, layer_thumbnails
 from .convert import layer_from_image, layers_from_images, to_bhwc
 from .schema import schema
 
@@ -50,6 +49,8 @@ class Text2LayerReport(io.ComfyNode):
         true_background: Tensor | None = None, side: int = 256,
     ) -> io.NodeOutput:
         """Judges, shows."""
+        from ..text2layer_core.report import format_figures, layer_figures, layer_thumbnails
+
         image = layers_from_images(foreground, background, foreground_mask)
         known = {name: layer_from_image(name, given[..., :3]).picture.to(image.mask)
                  for name, given in (("predicted_composed", predicted_composed), ("true_background", true_background))

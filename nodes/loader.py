@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import comfy.utils
 from comfy_api.v0_0_2 import io
-from torch import Tensor
 
-from ..text2layer_core.checkpoint import check_keys, read_header
-from .host_clip import load_clip
-from .host_unet import load_unet
-from .host_vae import LayeredVAE
 from .model_files import BUNDLED, model_names, model_path
 from .schema import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
 
 
 class Text2LayerModelLoader(io.ComfyNode):
@@ -43,6 +43,11 @@ class Text2LayerModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: str) -> io.NodeOutput:
         """Loads all three parts; the host keeps them until another model is chosen."""
+        from ..text2layer_core.checkpoint import read_header
+        from .host_clip import load_clip
+        from .host_unet import load_unet
+        from .host_vae import LayeredVAE
+
         path = model_path(model)
         header = read_header(path)
         source = str(path)
@@ -56,6 +61,8 @@ class Text2LayerModelLoader(io.ComfyNode):
 
 def _split(tensors: Mapping[str, Tensor], source: str) -> dict[str, dict[str, Tensor]]:
     """The tensors of each part under its own names; CheckpointError for any that belongs to none."""
+    from ..text2layer_core.checkpoint import check_keys
+
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in ("unet", "text_encoder", "autoencoder")}
     strangers = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key.partition(".")[0] not in parts}
     check_keys(source, {}, strangers)

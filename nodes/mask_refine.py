@@ -11,7 +11,6 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..text2layer_core.foreground import estimate_foreground
 from ..text2layer_core.refine import RefineMethod, RefineOptions, refine_mask
 from ..text2layer_core.vitmatte import VitMatte, load_vitmatte, vitmatte_available
 from .convert import layer_from_image, to_bhwc
@@ -119,6 +118,8 @@ class Text2LayerEstimateForeground(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, foreground_mask: Tensor) -> io.NodeOutput:
         """Estimates both colours."""
+        from ..text2layer_core.foreground import estimate_foreground
+
         picture, mask = picture_and_mask(image, foreground_mask)
         foreground, background = estimate_foreground(picture, mask)
         return io.NodeOutput(to_bhwc(torch.cat([foreground, mask], dim=1)), to_bhwc(background))

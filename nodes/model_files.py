@@ -6,8 +6,6 @@ from pathlib import Path
 
 import folder_paths
 
-from ..text2layer_core.checkpoint import bundled_model_path
-
 FOLDER = "text2layer"
 BUNDLED = "text2layer-mini (bundled)"
 _EXTENSIONS = {".safetensors"}
@@ -32,6 +30,8 @@ def model_path(name: str) -> Path:
         ValueError: for any other name; a path that leads out of the folders is never in the list.
     """
     if name == BUNDLED:
+        from ..text2layer_core.checkpoint import bundled_model_path
+
         return bundled_model_path()
     if name not in folder_paths.get_filename_list(FOLDER):
         folders = ", ".join(folder_paths.get_folder_paths(FOLDER))

@@ -23,7 +23,7 @@ def schema(**arguments: Any) -> io.Schema:  # noqa: ANN401 - those of io.Schema
     return io.Schema(**{name: value for name, value in arguments.items() if name in _KNOWN})
 
 
-def layer_outputs() -> list[io.Output]:
+def layer_sockets() -> list[io.Output]:
     """The outputs that every node with a whole picture has, in this order."""
     return [
         io.Image.Output(

@@ -12,7 +12,7 @@ NOTES = ("Note", "MarkdownNote")
 SEEDS = ("seed", "noise_seed")
 """Inputs after whose value the page writes one more: what becomes of the seed after a run."""
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
-SOCKETS = ("MODEL", "CLIP", "VAE", "LATENT", "IMAGE", "MASK")
+SOCKETS = ("MODEL", "CLIP", "VAE", "LATENT", "IMAGE", "MASK", "LAYERS")
 """Types of our inputs that only a link can fill; every other has a widget."""
 
 Graph = dict[str, dict[str, Any]]

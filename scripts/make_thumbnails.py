@@ -1,6 +1,7 @@
 """Runs each workflow and draws its thumbnail, workflows/<name>.jpg: `python -m scripts.make_thumbnails`.
 
-Composed and foreground above background and mask. Starts the newest ComfyUI that it finds, unless --server names one.
+Composed and foreground above background and mask; where a workflow ends in previews, before and after. Starts
+the newest ComfyUI that it finds, unless --server names one.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 LAYER_NODES = ("Text2LayerDecode", "Text2LayerGenerate")
+PREVIEWS = ("PreviewImage",)
 SIDE = 512
 QUALITY = 85
 MAX_BYTES = 60_000
@@ -32,18 +33,27 @@ CHECKER_CELL = 16
 CHECKER_GREYS = (160, 210)
 
 
-def shown_by_last(graph: Graph, client: ComfyClient) -> list[Image.Image]:
-    """Queues a graph and fetches what its last node with layers shows: composed, foreground, background, mask."""
-    last = max((number for number, node in graph.items() if node["class_type"] in LAYER_NODES), key=int)
-    images = client.wait(client.queue(graph), _show)[last]["images"][:4]
+def shown(graph: Graph, client: ComfyClient) -> list[Image.Image]:
+    """Queues a graph and fetches what it is about.
+
+    That is what its last node with layers shows (composed, foreground, background, mask), or, where the graph has
+    previews, the first composed picture, if there is one, and what the last preview shows; or the last two previews.
+    """
+    outputs = client.wait(client.queue(graph), _show)
+    ours, previews = (
+        [outputs[number]["images"] for number in sorted(graph, key=int) if graph[number]["class_type"] in kinds]
+        for kinds in (LAYER_NODES, PREVIEWS)
+    )
+    before_and_after = [ours[0][0] if ours else previews[-2][0], previews[-1][0]] if previews else []
+    images = before_and_after or ours[-1][:4]
     return [Image.open(io.BytesIO(client.fetch(image))) for image in images]
 
 
 def contact_picture(pictures: list[Image.Image]) -> Image.Image:
-    """Four pictures, two in a row, SIDE pixels wide; RGBA over a checkerboard."""
+    """Two pictures in a row, SIDE pixels wide; RGBA over a checkerboard."""
     width = SIDE // 2
     height = round(width * pictures[0].height / pictures[0].width)
-    sheet = Image.new("RGB", (2 * width, 2 * height))
+    sheet = Image.new("RGB", (2 * width, -(-len(pictures) // 2) * height))
     for index, picture in enumerate(pictures):
         enlarged = picture.convert("RGBA").resize((width, height), Image.Resampling.BICUBIC)
         panel = Image.alpha_composite(_checkerboard(width, height), enlarged)
@@ -69,12 +79,8 @@ def _address(server: str | None) -> Iterator[str]:
     hosts = find_hosts()
     if not hosts:
         raise SystemExit("error: no ComfyUI found: name one in COMFYUI_PATH, or a running one with --server")
-    started = Server(hosts[-1])
-    try:
+    with Server(hosts[-1]) as started:
         yield started.address
-    finally:
-        started.stop()
-        shutil.rmtree(started.folder)
 
 
 def _show(value: int, total: int) -> None:
@@ -86,10 +92,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--server", help="host and port of a running ComfyUI with this pack, 0.31 or newer")
     parser.add_argument("--out", type=Path, default=WORKFLOWS)
+    parser.add_argument("names", nargs="*", help="workflows to draw (default: all)")
     arguments = parser.parse_args(argv)
     with _address(arguments.server) as address, ComfyClient(address) as client:
         for path in sorted((WORKFLOWS / "api").glob("*.json")):
-            pictures = shown_by_last(json.loads(path.read_text(encoding="utf-8")), client)
+            if arguments.names and path.stem not in arguments.names:
+                continue
+            pictures = shown(json.loads(path.read_text(encoding="utf-8")), client)
             target = arguments.out / f"{path.stem}.jpg"
             contact_picture(pictures).save(target, quality=QUALITY, optimize=True)
             size = target.stat().st_size

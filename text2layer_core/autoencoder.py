@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .layers import TwoLayerImage
+from .layers import STACK_CHANNELS, TwoLayerImage
 
-STACK_CHANNELS = 7
 HEAD_CHANNELS_OUT = {"foreground": 3, "background": 3, "mask": 1, "composed": 3}
 MAX_CHANNELS = 16_384
 INITIAL_LOGVAR = -6.0

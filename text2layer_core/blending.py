@@ -6,7 +6,7 @@ Each formula is evaluated with a harmless divisor or root where another branch a
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 _LUMINOSITY = (0.3, 0.59, 0.11)
 
 
-class BlendMode(StrEnum):
+class BlendMode(str, Enum):
     """The blend modes of the specification, under its own names, which Photoshop and OpenRaster share."""
 
     NORMAL = "normal"

@@ -296,11 +296,11 @@ def check_is_safetensors(path: Path) -> None:
     Raises:
         CheckpointError: if there is no such file, or it is a folder, empty, pickled or anything but safetensors.
     """
-    if path.is_dir():
-        raise CheckpointError(f"a model must be a .safetensors file, {path} is a folder")
-    if not path.is_file():
-        raise CheckpointError(f"no such model: {path}")
     try:
+        if path.is_dir():
+            raise CheckpointError(f"a model must be a .safetensors file, {path} is a folder")
+        if not path.exists():
+            raise CheckpointError(f"no such model: {path}")
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", metavar="WxH", type=_size, help=f"pixels, at most {MAX_SIDE} a side (the model's own)")
     add("--count", metavar="N", type=_whole(1, MAX_COUNT), default=1, help="number of pictures (%(default)s)")
     add("--model", metavar="FILE", type=Path, help="checkpoint (the bundled one)")
+    add("--text-encoder", metavar="DIR", type=Path, help="CLIP's folder, for a model that leaves its text encoder out")
     add("--device", choices=DEVICES, default="auto", help="where to compute (%(default)s)")
     formats = ",".join(FORMATS)
     add("--formats", metavar="LIST", type=_formats, default="png,psd", help=f"some of {formats} (%(default)s)")
@@ -168,7 +169,7 @@ def _check_options(options: argparse.Namespace) -> None:
 def _check_writable(folder: Path) -> None:
     """Tries a nameless file in the folder, or in the one that it will be made in, so that nothing is left."""
     folder = folder.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     with tempfile.TemporaryFile(dir=existing):
         pass
 
@@ -194,12 +195,13 @@ def _draw_all(options: argparse.Namespace) -> tuple[list[Path], list[float]]:
 
 
 def _pipeline(options: argparse.Namespace) -> Text2LayerPipeline:
-    from .checkpoint import CheckpointError
     from .pipeline import Text2LayerPipeline
 
     try:
-        pipeline = Text2LayerPipeline.from_pretrained(options.model, device=_device(options.device))
-    except CheckpointError as error:
+        pipeline = Text2LayerPipeline.from_pretrained(
+            options.model, device=_device(options.device), text_encoder=options.text_encoder
+        )
+    except ValueError as error:
         raise _BadInput(str(error)) from error
     most = pipeline.model.schedule.num_train_timesteps
     if options.steps > most:
@@ -226,23 +228,26 @@ def _draw(
     pipeline: Text2LayerPipeline, options: argparse.Namespace, seed: int, callback: Callback
 ) -> PipelineOutput:
     width, height = options.size or (None, None)
-    return pipeline(
-        options.prompt,
-        width=width,
-        height=height,
-        seed=seed,
-        steps=options.steps,
-        guidance_scale=options.cfg,
-        sampler=options.sampler,
-        callback=callback,
-    )
+    try:
+        return pipeline(
+            options.prompt,
+            width=width,
+            height=height,
+            seed=seed,
+            steps=options.steps,
+            guidance_scale=options.cfg,
+            sampler=options.sampler,
+            callback=callback,
+        )
+    except ValueError as error:  # what only drawing shows: a guidance scale that overflows
+        raise _BadInput(str(error)) from error
 
 
 def _save(options: argparse.Namespace, output: PipelineOutput, suffix: str) -> list[Path]:
     try:
         return save_layers(options.out, output.layers, formats=options.formats, prompt=options.prompt, suffix=suffix)
     except OSError as error:
-        raise _BadInput(f"cannot write to {options.out}: {error.strerror}") from error
+        raise _BadInput(f"cannot write to {error.filename or options.out}: {error.strerror}") from error
 
 
 def _consistency(output: PipelineOutput) -> list[float]:

@@ -66,7 +66,8 @@ def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, 1)) of the latent, in nats: summed per sample, mean over the batch.
 
     As in Latent Diffusion (`DiagonalGaussianDistribution.kl`), whose L1 is summed over the picture
-    as well: beside our means, its weight 1e-6 becomes 1e-6 / (3 H W).
+    as well: beside our means, its weight 1e-6 becomes 1e-6 / (3 H W). Its pictures lie in [-1, 1],
+    where an L1 is twice ours; the paper gives no weight, and we leave it at that.
 
     Args:
         mean: (N, C, h, w).
@@ -181,17 +182,6 @@ def gradient_loss(prediction: Tensor, target: Tensor, *, scales: int = 3) -> Ten
         terms.append(error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
         error = functional.avg_pool2d(error, 2)
     return torch.stack(terms).mean()
-
-
-def consistency_loss(predicted_composed: Tensor, foreground: Tensor, background: Tensor, mask: Tensor) -> Tensor:
-    """Mean |I^ - (m^ F^ + (1 - m^) B^)|: the auxiliary head against the predicted layers under eq. 1.
-
-    Not in the paper, which supervises the auxiliary head by the true I alone.
-
-    Raises:
-        ValueError: the shapes do not belong together.
-    """
-    return reconstruction_l1(predicted_composed, blend(foreground, background, mask))
 
 
 def discriminator_hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class Text2LayerPipeline:
         path = bundled_model_path() if path is None else Path(path)
         model = load_checkpoint(path, device=device, dtype=dtype)
         if model.external_text_encoder is None and text_encoder is not None:
-            raise ValueError(f"text_encoder must be None for a model that has its own, got {text_encoder} for {path}")
+            raise ValueError(f"text_encoder must be left out for {path}, which has its own, got {text_encoder}")
         if model.external_text_encoder is not None:
             if text_encoder is None:
                 name = model.external_text_encoder

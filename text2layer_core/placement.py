@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from enum import Enum
 from typing import cast
 
 import torch
@@ -22,7 +22,7 @@ NEAR_TURN = 1e-6  # radians: nearer to a quarter turn is one
 _INVISIBLE = 1 / 510  # alpha that rounds to 0 in 8 bits; the colour of such a resampled pixel says nothing
 
 
-class Interpolation(StrEnum):
+class Interpolation(str, Enum):
     """How a layer is resampled; where it shrinks, both filter first (antialias)."""
 
     BICUBIC = "bicubic"

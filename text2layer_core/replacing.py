@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from enum import StrEnum
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 """Left, top, width and height, pixels of the canvas."""
 
 
-class Fit(StrEnum):
+class Fit(str, Enum):
     """How a picture fills a box: see `fit_box`."""
 
     COVER = "cover"
@@ -27,7 +27,7 @@ class Fit(StrEnum):
     NONE = "none"
 
 
-class ColourMatch(StrEnum):
+class ColourMatch(str, Enum):
     """Which colours change when a layer is replaced: see `replace_layer`."""
 
     NONE = "none"

@@ -58,7 +58,8 @@ def sample_ddim(
     """Draws latents by DDIM with eta = 0 (Song et al. 2021, eq. 12), the paper's sampler (50 steps, guidance 7.5).
 
     Configured as Stable Diffusion does it: timesteps k * (T // steps) + 1, and the last step goes to the noise of
-    timestep 0. Where ``steps`` is T, so that no timestep is left for the offset of 1, they are T - 1 .. 0.
+    timestep 0. Where ``steps`` is T, so that no timestep is left for the offset of 1, they are T - 1 .. 0. The first
+    timestep is near T only where ``steps`` nearly divides T: 501 steps of 1000 start at 501, as they do in ComfyUI.
 
     Args:
         unet: Predicts what ``schedule.prediction_type`` says.

@@ -148,16 +148,24 @@ class TextEncoder(nn.Module):
         from transformers import CLIPTextConfig, CLIPTextModel
 
         self.config = config
-        self.tokenizer_json = tokenizer_json
-        self.tokenizer = load_tokenizer(tokenizer_json)
-        self.start_id = _token_id(self.tokenizer, START_TOKEN)
-        self.end_id = _token_id(self.tokenizer, END_TOKEN)
-        size = self.tokenizer.get_vocab_size()
-        if size > config.vocab_size:
-            raise ValueError(f"the tokenizer must have at most vocab_size={config.vocab_size} tokens, got {size}")
+        self.set_tokenizer(tokenizer_json)
         model = CLIPTextModel(CLIPTextConfig(**clip_text_config(config, start_id=self.start_id, end_id=self.end_id)))
         # Newer transformers flattened CLIPTextModel; the keys stay those of the files.
         self.text_model: nn.Module = getattr(model, "text_model", model)
+
+    def set_tokenizer(self, tokenizer_json: str) -> None:
+        """Takes a tokenizer over; the weights, which belong to it, are loaded apart.
+
+        Raises:
+            ValueError: The JSON is no tokenizer, has no start or end token, or has more tokens than ``vocab_size``.
+        """
+        tokenizer = load_tokenizer(tokenizer_json)
+        self.start_id = _token_id(tokenizer, START_TOKEN)
+        self.end_id = _token_id(tokenizer, END_TOKEN)
+        size = tokenizer.get_vocab_size()
+        if size > self.config.vocab_size:
+            raise ValueError(f"the tokenizer must have at most vocab_size={self.config.vocab_size} tokens, got {size}")
+        self.tokenizer, self.tokenizer_json = tokenizer, tokenizer_json
 
     @classmethod
     def from_clip(cls, folder: str | Path) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
+from enum import Enum
 
 from .placement import NEAR_TURN, cosine_and_sine
 from .stack import Layer
@@ -13,7 +13,7 @@ from .stack import Layer
 Point = tuple[float, float]
 
 
-class Anchor(StrEnum):
+class Anchor(str, Enum):
     """A point of the layer's own box; it turns with the box."""
 
     TOP_LEFT = "top-left"

@@ -258,6 +258,12 @@ def open_icons(model: Text2LayerModel, split: str, sprites: Path | None) -> Icon
     return IconSource(cache, data.icons, data.size, data.seed, split)
 
 
+def images_seen(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Images that the model was trained on, and its decoder, where that went on alone: they tell states apart."""
+    decoder = card.get("autoencoder") or {}
+    return {"model": card.get("images"), "decoder": decoder.get("images")}
+
+
 def run_check(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the report; ValueError on a model or data that do not fit."""
     check_arguments(arguments)
@@ -265,7 +271,7 @@ def run_check(arguments: argparse.Namespace) -> dict[str, Any]:
     model = load_checkpoint(arguments.model or bundled_model_path(), device=device)
     train, held_out = (open_icons(model, split, arguments.sprites) for split in ("train", "held_out"))
     pipeline = Text2LayerPipeline(model, device) if model.unet is not None and arguments.prompts else None
-    report: dict[str, Any] = {"images": model.card.get("images"),
+    report: dict[str, Any] = {"images": images_seen(model.card),
                               "autoencoder": check_autoencoder(model, held_out, arguments.scenes, device)}
     if pipeline is not None:
         guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))

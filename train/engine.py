@@ -169,7 +169,14 @@ class Run:
         self.ema = copy.deepcopy(task.ema_of).requires_grad_(False) if config.ema_half_life else None
 
     def start_from(self, images: int) -> None:
-        """Begins at a count of images, with the task's present weights in the EMA and a new warm-up."""
+        """Begins at a count of images, with the task's present weights in the EMA and a new warm-up.
+
+        Raises:
+            ValueError: nothing is left to train.
+        """
+        if images >= self.config.images:
+            raise ValueError(f"training.images must be above the {images} images that --init-from has seen, "
+                             f"got {self.config.images}")
         self.images = self.start = images
         if self.ema is not None:
             self.ema.load_state_dict(self.task.ema_of.state_dict())
@@ -248,7 +255,7 @@ class Run:
         """One optimiser step of every objective; this process's mean losses.
 
         Raises:
-            FloatingPointError: a loss is infinite or not a number.
+            FloatingPointError: a loss or a gradient is infinite or not a number.
         """
         parts = self._parts()
         batches = [self.task.batch(part, self.accelerator.device) for part in parts]
@@ -263,9 +270,10 @@ class Run:
                 for name, value in losses.items():
                     totals[name] = totals.get(name, torch.zeros_like(value.detach())) + value.detach() / len(batches)
             norm = nn.utils.clip_grad_norm_(objective.module.parameters(), self.config.grad_clip)
-            if not totals["loss"].isfinite():
-                raise FloatingPointError(f"the loss of the {objective.name} must stay finite, "
-                                         f"got {float(totals['loss'])} after {self.images} images")
+            for what, value in (("loss", totals["loss"]), ("gradient", norm)):
+                if not value.isfinite():
+                    raise FloatingPointError(f"the {what} of the {objective.name} must stay finite, "
+                                             f"got {float(value)} after {self.images} images")
             for group in optimizer.param_groups:
                 group["lr"] = rate * objective.learning_rate_scale
             optimizer.step()

@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cfg", type=float, help="guidance (default: the one in the model's card)")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
+    if arguments.count < 1:
+        parser.error(f"--count must be at least 1, got {arguments.count}")
     try:
         model = load_checkpoint(arguments.model or bundled_model_path())
         pipeline = Text2LayerPipeline(model)
@@ -37,19 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Scenes far beyond those that training and the check have seen.
         prompts = [caption for split, count in (("held_out", half), ("train", arguments.count - half))
                    for caption in open_icons(model, split, arguments.sprites).captions(10**9, count)]
-    except ValueError as error:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
+        sheets: list[Image.Image] = []
+        for i, prompt in enumerate(tqdm(prompts, desc="gallery", unit="picture", file=sys.stderr)):
+            output = pipeline(prompt, seed=arguments.seed + i, steps=arguments.steps, guidance_scale=guidance)
+            label = f"{prompt} (held out)" if i < half else prompt
+            sheet = layer_sheet(output.layers, label)
+            size = (_SHEET_WIDTH, round(sheet.height * _SHEET_WIDTH / sheet.width))
+            sheets.append(sheet.resize(size, Image.Resampling.LANCZOS))
+        _grid(sheets).save(arguments.out, quality=88)
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
-    sheets: list[Image.Image] = []
-    for i, prompt in enumerate(tqdm(prompts, desc="gallery", unit="picture", file=sys.stderr)):
-        output = pipeline(prompt, seed=arguments.seed + i, steps=arguments.steps, guidance_scale=guidance)
-        label = f"{prompt} (held out)" if i < half else prompt
-        sheet = layer_sheet(output.layers, label)
-        size = (_SHEET_WIDTH, round(sheet.height * _SHEET_WIDTH / sheet.width))
-        sheets.append(sheet.resize(size, Image.Resampling.LANCZOS))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    _grid(sheets).save(arguments.out, quality=88)
     return 0
 
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
@@ -110,6 +111,17 @@ def launch(
     return 0
 
 
+def peak_memory(device: torch.device) -> int:
+    """The most memory in bytes that was held: by PyTorch on a CUDA device, by this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not there on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _prepare(
     config: C, accelerator: Accelerator, make_task: Callable[[C, torch.device], InitialisableTask]
 ) -> tuple[Run, InitialisableTask]:
@@ -122,8 +134,6 @@ def _prepare(
 
 def _dry_run(run: Run, steps: int = 3) -> str:
     """Parameters, peak memory and images/s of a few steps; nothing is saved."""
-    import resource  # not there on Windows
-
     lines = [
         f"{objective.name}: {sum(p.numel() for p in objective.module.parameters()) / 1e6:.2f} M parameters"
         for objective in run.task.objectives
@@ -133,10 +143,7 @@ def _dry_run(run: Run, steps: int = 3) -> str:
     for _ in range(steps):
         run.step()
     seconds = (time.perf_counter() - began) / steps
-    if run.accelerator.device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak_memory(run.accelerator.device) / 2**30
     lines.append(f"peak memory {memory:.2f} GiB, {seconds:.2f} s a step of {run.config.batch_size}, "
                  f"{run.config.batch_size / seconds:.1f} images/s on {run.accelerator.device}")
     return "\n".join(lines)

@@ -49,8 +49,10 @@ def build_cache(packages: Path, things: Sequence[str], styles: Sequence[str], si
         The cache, things in the vocabulary's order.
 
     Raises:
-        ValueError: unknown thing or missing package.
+        ValueError: unknown thing, missing package, or a size below 1.
     """
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes must be pixels, at least 1, got {' '.join(map(str, sizes)) or 'none'}")
     vocabulary = load_vocabulary(packages, things)
     keys = [thing.key for thing in vocabulary]
     sprites = {size: torch.empty(len(keys), len(styles), 4, size, size, dtype=torch.uint8) for size in sizes}
@@ -74,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         cache = build_cache(arguments.packages, arguments.things, arguments.styles, arguments.sizes)
-    except ValueError as error:
+        save_sprites(arguments.out, cache)
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    save_sprites(arguments.out, cache)
     print(f"{len(cache.things)} things, {len(cache.styles)} styles -> {arguments.out}", file=sys.stderr)
     return 0
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
+from train.check import images_seen
 
 LICENCES = {
     "weights": "Apache-2.0",
@@ -36,11 +37,11 @@ def take_decoder(model: Text2LayerModel, finer: Text2LayerModel) -> None:
     model.card["autoencoder"] = finer.card
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """What `python -m train.check --json` printed.
+def read_report(path: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """What `python -m train.check --json` printed for the model with this card.
 
     Raises:
-        ValueError: the file holds no JSON object.
+        ValueError: the file holds no JSON object, or one of another model.
         OSError: it cannot be read.
     """
     try:
@@ -49,14 +50,19 @@ def read_report(path: Path) -> dict[str, Any]:
         raise ValueError(f"--report must be JSON, got {path}: {error}") from error
     if not isinstance(report, dict):
         raise ValueError(f"--report must hold a JSON object, got {path}")
-    return cast("dict[str, Any]", report)
+    figures = cast("dict[str, Any]", report)
+    if figures.get("images") != images_seen(card):
+        raise ValueError(f"--report must be of this model, trained on {images_seen(card)} images, "
+                         f"got one of {figures.get('images')}")
+    return figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 with one line on bad input."""
     parser = argparse.ArgumentParser(prog="python -m train.release", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="export of train_diffusion (model.safetensors)")
-    parser.add_argument("--report", type=Path, required=True, help="what `python -m train.check --json` printed")
+    parser.add_argument("--report", type=Path,
+                        help="what `python -m train.check --json` printed (without it the card has no figures)")
     parser.add_argument("--autoencoder", type=Path,
                         help="export of train_autoencoder with frozen_encoder, whose decoder to take")
     parser.add_argument("--name", default="text2layer-mini")
@@ -67,11 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load_checkpoint(arguments.model)
         if arguments.autoencoder is not None:
             take_decoder(model, load_checkpoint(arguments.autoencoder))
-        figures = read_report(arguments.report)
-        if figures.get("images") != model.card.get("images"):
-            raise ValueError(f"--report must be of this model, trained on {model.card.get('images')} images, "
-                             f"got one of {figures.get('images')}")
-        model.card |= {"name": arguments.name, "hardware": arguments.hardware, "licences": LICENCES, "figures": figures}
+        model.card |= {"name": arguments.name, "hardware": arguments.hardware, "licences": LICENCES}
+        if arguments.report is not None:
+            model.card["figures"] = read_report(arguments.report, model.card)
         save_checkpoint(arguments.out, model)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from text2layer_core.compositing import pad_foreground
 from train.samples import LayeredBatch, epoch_rows
 
+_KNOWN_ABOVE = 0.1  # the paper's F holds the picture's colour where m > 0.1
 _PARTS = ("foreground.png", "background.png", "mask.png", "txt")
 
 
@@ -66,10 +68,8 @@ class ShardSource:
     def batch(self, start: int, count: int, device: torch.device | str = "cpu") -> LayeredBatch:
         """Samples start, ..., start + count - 1 of the endless reordering."""
         entries = self._chosen(start, count)
-        stack = torch.stack([self._stack(entry) for entry in entries]).to(device)
-        foreground, background, mask = stack.split([3, 3, 1], dim=1)
-        padded = pad_foreground(foreground, mask)
-        return LayeredBatch(torch.cat([padded, background, mask], 1), [_caption(entry) for entry in entries])
+        stack = torch.cat([self._stack(entry) for entry in entries]).to(device)
+        return LayeredBatch(stack, [_caption(entry) for entry in entries])
 
     def captions(self, start: int, count: int) -> list[str]:
         """Their captions alone."""
@@ -79,11 +79,17 @@ class ShardSource:
         return [self._entries[row] for row in epoch_rows(self._seed, start, count, len(self._entries))]
 
     def _stack(self, entry: _Entry) -> Tensor:
+        """(1, 7, size, size); the foreground is padded before it is scaled, so that no black is mixed into its rim."""
         modes = {"foreground.png": "RGB", "background.png": "RGB", "mask.png": "L"}
         try:
-            return torch.cat([_picture(_read(entry, part), mode, self.size) for part, mode in modes.items()])
+            foreground, background, mask = (_picture(_read(entry, part), mode) for part, mode in modes.items())
         except OSError as error:
             raise ValueError(f"sample {entry.key} of {entry.path} must hold readable pictures, got {error}") from error
+        if not foreground.shape[2:] == background.shape[2:] == mask.shape[2:]:
+            sizes = ", ".join(f"{part.shape[3]}x{part.shape[2]}" for part in (foreground, background, mask))
+            raise ValueError(f"sample {entry.key} of {entry.path} must hold pictures of one size, got {sizes}")
+        padded = pad_foreground(foreground, torch.where(mask > _KNOWN_ABOVE, mask, 0))
+        return _fit(torch.cat([padded, background, mask], dim=1), self.size)
 
 
 def _index(path: Path) -> list[_Entry]:
@@ -111,11 +117,18 @@ def _caption(entry: _Entry) -> str:
     return _read(entry, "txt").decode("utf-8").strip()
 
 
-def _picture(data: bytes, mode: str, size: int) -> Tensor:
+def _picture(data: bytes, mode: str) -> Tensor:
     image = Image.open(io.BytesIO(data)).convert(mode)
-    scale = size / min(image.size)
-    image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))),
-                         Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
-    return torch.from_numpy(pixels.reshape(size, size, -1)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+    return pixels.view(1, image.height, image.width, -1).permute(0, 3, 1, 2)
+
+
+def _fit(stack: Tensor, size: int) -> Tensor:
+    """Scaled so that the shorter side is `size`, cropped at the centre."""
+    height, width = stack.shape[-2:]
+    scale = size / min(height, width)
+    sides = max(size, round(height * scale)), max(size, round(width * scale))
+    if sides != (height, width):
+        stack = functional.interpolate(stack, sides, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (sides[0] - size) // 2, (sides[1] - size) // 2
+    return stack[..., top : top + size, left : left + size]

@@ -20,7 +20,7 @@ from text2layer_core.checkpoint import CLIP_L, Text2LayerModel, load_checkpoint,
 from text2layer_core.compositing import compose
 from text2layer_core.pipeline import Text2LayerPipeline
 from text2layer_core.schedule import ScheduleConfig, add_noise, min_snr_weight, training_target
-from text2layer_core.text_encoder import END_TOKEN, START_TOKEN, TextEncoder, TextEncoderConfig, train_tokenizer
+from text2layer_core.text_encoder import TextEncoder, TextEncoderConfig, train_tokenizer
 from text2layer_core.unet import UNetConfig, build_unet
 from train.data import ArrayCache, DataConfig, Source, epoch_rows, expand, fingerprint, open_source, sample_noise
 from train.engine import Objective, Part, TrainingConfig
@@ -156,12 +156,7 @@ class DiffusionModel(nn.Module):
 
     def set_extra_state(self, state: str) -> None:
         """Takes over a tokenizer, whose weights are loaded as well."""
-        from tokenizers import Tokenizer
-
-        encoder, tokenizer = self.text_encoder, Tokenizer.from_str(state)
-        vocabulary = tokenizer.get_vocab()
-        encoder.tokenizer_json, encoder.tokenizer = state, tokenizer
-        encoder.start_id, encoder.end_id = vocabulary[START_TOKEN], vocabulary[END_TOKEN]
+        self.text_encoder.set_tokenizer(state)
 
 
 class LatentConfig(Protocol):
@@ -319,7 +314,7 @@ class DiffusionTask:
             if model.text_encoder is None or model.text_encoder.config != self.model.text_encoder.config:
                 raise ValueError(f"--init-from must hold the configured text encoder, got {path}")
             self.model.text_encoder.load_state_dict(model.text_encoder.state_dict())
-            self.model.set_extra_state(model.text_encoder.tokenizer_json)
+            self.model.text_encoder.set_tokenizer(model.text_encoder.tokenizer_json)
         self.model.unet.load_state_dict(model.unet.state_dict())
         if not self._config.latent_scale:
             self.model.latent_scale.fill_(model.schedule.latent_scale)

@@ -113,11 +113,12 @@ class TextTask:
             self._latents.autoencoder, None, self.model.text_encoder, ScheduleConfig(), card))
 
     def load_weights(self, path: Path) -> int:
-        """The text encoder of any checkpoint of the same shape."""
+        """The text encoder of any checkpoint of the same shape, with its tokenizer."""
         encoder = load_checkpoint(path).text_encoder
         if encoder is None or encoder.config != self.model.text_encoder.config:
             raise ValueError(f"--init-from must hold the configured text encoder, got {path}")
         self.model.text_encoder.load_state_dict(encoder.state_dict())
+        self.model.text_encoder.set_tokenizer(encoder.tokenizer_json)
         return 0
 
 

@@ -29,9 +29,8 @@ def server() -> Iterator[Server]:
     hosts = find_hosts()
     if not hosts:
         pytest.skip("no ComfyUI found: COMFYUI_PATH, or pip install comfy-cli && comfy install")
-    server = Server(hosts[-1], frontend=True)
-    yield server
-    server.stop()
+    with Server(hosts[-1], frontend=True) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

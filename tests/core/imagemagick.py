@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @cache
-def _command() -> str | None:
+def command() -> str | None:
     """Version 7's command, or version 6's; Windows has another `convert`."""
     for path in filter(None, map(shutil.which, ("magick", "convert"))):
         said = subprocess.run([path, "-version"], capture_output=True, text=True, check=False)
@@ -24,8 +24,8 @@ def _command() -> str | None:
 
 def composite(folder: Path, mode: str, *pictures: Tensor) -> Tensor:
     """Pictures (1, 3 or 4, H, W) over each other, bottom first, through 16-bit files; skips the test without it."""
-    command = _command()
-    if command is None:
+    program = command()
+    if program is None:
         pytest.skip("ImageMagick is not installed")
     names = [folder / f"{number}.pam" for number in range(len(pictures))]
     for name, picture in zip(names, pictures, strict=True):
@@ -33,7 +33,7 @@ def composite(folder: Path, mode: str, *pictures: Tensor) -> Tensor:
     output = folder / "composite.pam"
     arguments = [part for name in names[1:] for part in (name, "-compose", mode.replace("-", ""), "-composite")]
     kind = "TrueColorMatte" if pictures[0].shape[1] == 4 else "TrueColor"
-    subprocess.run([command, names[0], *arguments, "-depth", "16", "-type", kind, output], check=True)
+    subprocess.run([program, names[0], *arguments, "-depth", "16", "-type", kind, output], check=True)
     channels, (height, width) = pictures[0].shape[1], pictures[0].shape[-2:]
     data = output.read_bytes()[-height * width * channels * 2 :]
     pairs = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, channels, 2).double()

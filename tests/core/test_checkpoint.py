@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -342,3 +345,22 @@ def test_bundled_model_is_found_in_wheel_and_checkout(tmp_path: Path, monkeypatc
         path.parent.mkdir()
         path.touch()
         assert bundled_model_path() == path
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_draws(tmp_path: Path) -> None:
+    """Built and installed as a user would, then run from another folder, with its own model."""
+    site, root = tmp_path / "site", Path(__file__).parents[2]
+
+    def python(*arguments: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+
+    python("-m", "pip", "wheel", str(root), "--no-deps", "--wheel-dir", str(tmp_path))
+    (wheel,) = tmp_path.glob("*.whl")
+    python("-m", "pip", "install", "--no-deps", "--target", str(site), str(wheel))
+    report = json.loads(python("-m", "text2layer_core", "a fox in the snow", "--steps", "2", "--json").splitlines()[-1])
+    assert all((tmp_path / path).is_file() for path in report["files"])
+    found = python("-c", "import text2layer_core.checkpoint as c; print(c.bundled_model_path())")
+    assert Path(found.strip()).is_relative_to(site)

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from text2layer_core import checkpoint, cli, files
 from text2layer_core.autoencoder import CaT2IAutoencoder
-from text2layer_core.checkpoint import Text2LayerModel, save_checkpoint
+from text2layer_core.checkpoint import CLIP_L, Text2LayerModel, save_checkpoint
+from text2layer_core.conversion import to_diffusers
 from text2layer_core.metrics import consistency_psnr
 from text2layer_core.pipeline import Text2LayerPipeline
 from text2layer_core.sampling import SAMPLERS
@@ -171,6 +172,30 @@ def test_bad_model_file(run: Callable[..., Run], model: Path, tmp_path: Path, fa
     assert err.startswith("error: " + message.format(path=path))
 
 
+def test_text_encoder_from_a_folder(
+    run: Callable[..., Run], tiny_model: Text2LayerModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As a model of SD's size needs it; the tiny encoder stands for CLIP-L."""
+    path, folder = tmp_path / "sd.safetensors", tmp_path / "clip"
+    to_diffusers(tiny_model, folder)
+    save_checkpoint(path, replace(tiny_model, external_text_encoder=CLIP_L))
+    capfd.readouterr()  # transformers' own progress bar
+    status, out, err = run("a fox", "--model", str(path))
+    assert_refused(status, out, err, tmp_path)
+    assert f"needs {CLIP_L}: text_encoder must be a folder" in err
+    status, out, err = run("a fox", "--text-encoder", str(folder))
+    assert_refused(status, out, err, tmp_path)
+    assert "tiny.safetensors, which has its own, got " in err
+    assert run("a fox", "--model", str(path), "--text-encoder", str(folder))[0] == 0
+
+
+def test_guidance_that_overflows(run: Callable[..., Run], tmp_path: Path) -> None:
+    status, out, err = run("a fox", "--cfg", "1e38")
+    bar, line = err.rsplit("\n", 2)[:2]
+    assert "step/s" in bar
+    assert_refused(status, out, line + "\n", tmp_path)
+
+
 def test_model_that_cannot_draw(run: Callable[..., Run], tiny_model: Text2LayerModel, tmp_path: Path) -> None:
     path = tmp_path / "autoencoder.safetensors"
     save_checkpoint(path, Text2LayerModel(tiny_model.autoencoder, None, None, tiny_model.schedule))
@@ -252,14 +277,15 @@ def test_folder_without_permission(run: Callable[..., Run], tmp_path: Path) -> N
 def test_a_disk_that_fails_late(
     run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: Path, *_: object) -> None:
+    def fail(path: Path, **_: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_write_psd", fail)
+    monkeypatch.setattr(files, "write_png", fail)
     status, out, err = run("a fox")
     assert (status, out) == (cli.EXIT_BAD_INPUT, "")
-    assert err.splitlines()[-1] == f"error: cannot write to {tmp_path / 'out'}: No space left on device"
+    path = tmp_path / "out" / "foreground.png"
+    assert err.splitlines()[-1] == f"error: cannot write to {path}: No space left on device"
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -213,3 +213,14 @@ def test_modes_on_every_pair_of_limits() -> None:
         torch.testing.assert_close(found[shows], expected[shows], atol=1e-5, rtol=0)
         assert found.min() >= 0
         assert found.max() <= 1
+
+
+@pytest.mark.parametrize("linear_light", [False, True])
+def test_stays_on_the_device(linear_light: bool) -> None:
+    """On PyTorch's "meta" device, which computes no values but refuses any tensor that is elsewhere."""
+    picture = torch.rand(2, 4, 5, 7, device="meta")
+    geometry = [{}, {"rotation": 0.3, "opacity": 0.5}, {"width": 3.0, "blend_mode": "hue"}, {"x": 2}]
+    stack = document(*(layer(picture, **each) for each in geometry))
+    found = compose_stack(stack, linear_light=linear_light)
+    assert found.device.type == "meta"
+    assert found.shape == (2, 4, 5, 7)

@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 from psd_tools import PSDImage
 
-from text2layer_core import files
-from text2layer_core.files import FORMATS, save_layers, save_ora, save_png, save_psd, save_sheet
+from text2layer_core import psd
+from text2layer_core.files import FORMATS, save_layers, save_sheet
 from text2layer_core.layers import TwoLayerImage
+from text2layer_core.openraster import save_ora
+from text2layer_core.png import save_png
+from text2layer_core.psd import save_psd
 
 PNG_NAMES = ["foreground.png", "background.png", "mask.png", "composed.png"]
 
@@ -229,11 +232,11 @@ def test_a_failed_set_leaves_the_old_one(
     save_layers(tmp_path, image)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fail(path: Path, *_: object) -> None:
+    def fail(path: Path, **_: object) -> None:
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(files, "_write_psd", fail)
+    monkeypatch.setattr(psd, "_write", fail)
     with pytest.raises(type(error)):
         save_layers(tmp_path, TwoLayerImage.from_stack(1 - image.stack()))
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -178,14 +178,6 @@ def test_gradient_loss_by_hand() -> None:
     assert losses.gradient_loss(flat + 0.5, flat, scales=2).item() == 0
 
 
-def test_consistency_loss_by_hand_and_in_its_limits() -> None:
-    """Eq. 1 gives 0.5 * 0.8 + 0.5 * 0.2 = 0.5; the head says 0.7."""
-    loss = losses.consistency_loss(picture(0.7), picture(0.8), picture(0.2), mask(0.5))
-    assert loss.item() == pytest.approx(0.2)
-    assert losses.consistency_loss(picture(0.8), picture(0.8), picture(0.2), mask(1)).item() == 0
-    assert losses.consistency_loss(picture(0.2), picture(0.8), picture(0.2), mask(0)).item() == 0
-
-
 def test_hinge_losses_by_hand() -> None:
     """Real logits 2, 0 cost 0 and 1; fake logits -3, 1 cost 0 and 2: (0.5 + 1) / 2. Generator: -(-3 + 1) / 2."""
     real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])

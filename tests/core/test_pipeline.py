@@ -249,7 +249,7 @@ def test_from_pretrained_draws_what_the_saved_model_did(tiny_model: Text2LayerMo
     save_checkpoint(path, tiny_model, dtype=torch.float32)
     expected = Text2LayerPipeline(tiny_model)("a red fox", steps=2)
     assert torch.equal(Text2LayerPipeline.from_pretrained(path)("a red fox", steps=2).composed, expected.composed)
-    with pytest.raises(ValueError, match=r"^text_encoder must be None for a model that has its own, got clip for "):
+    with pytest.raises(ValueError, match=r"^text_encoder must be left out for .*, which has its own, got clip$"):
         Text2LayerPipeline.from_pretrained(path, text_encoder="clip")
     with pytest.raises(CheckpointError, match="no such model"):
         Text2LayerPipeline.from_pretrained(tmp_path / "nowhere.safetensors")
@@ -285,11 +285,3 @@ def test_devices(tiny_model: Text2LayerModel) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"^device must be one that this machine has, got 'cuda'$"):
             Text2LayerPipeline(tiny_model, "cuda")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_and_cpu_pictures_agree(tiny_model: Text2LayerModel) -> None:
-    expected = Text2LayerPipeline(tiny_model)("a red fox", steps=4).composed
-    actual = Text2LayerPipeline(tiny_model, "cuda")("a red fox", steps=4).composed.cpu()
-    assert (actual - expected).square().mean() < 1e-4  # 40 dB

@@ -1,6 +1,7 @@
 """Another picture in a layer's place: where it goes by hand, what stays bit for bit, what looks alike."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,3 +145,15 @@ def test_refuses(changes: dict[str, Any], error: type[Exception], message: str) 
     given = {"stack": document(), "position": 1, "picture": torch.zeros(2, 3, 4, 4), "mask": torch.ones(2, 1, 4, 4)}
     with pytest.raises(error, match=message):
         replace_layer(**(given | changes))
+
+
+def test_stays_on_the_device() -> None:
+    """On PyTorch's "meta" device, which computes no values but refuses any tensor that is elsewhere."""
+    layers = [replace(each, picture=each.picture.to("meta"), mask=None if each.mask is None else each.mask.to("meta"))
+              for each in document()]
+    stack = LayerStack(canvas=(32, 24), layers=tuple(layers)).with_layer(1, rotation=0.4)
+    new = torch.rand(2, 4, 9, 9, device="meta")
+    for position in (0, 1):
+        for match in ("replaced", "background"):
+            found = replace_layer(stack, position, new, colour_match=match, wrap_strength=0.5)
+            assert {each.picture.device.type for each in found} == {"meta"}

@@ -1,59 +1,30 @@
-"""Real ComfyUI checkouts and servers for the tests."""
+"""Real ComfyUI servers for the tests."""
 
 from __future__ import annotations
 
 import os
-import re
+import shutil
 import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
-PACK = Path(__file__).resolve().parents[2]
-LINK = "ComfyUI-Text2Layer"
+from scripts import comfyui
+from scripts.comfyui import LINK, PACK, Host
+
 _START_SECONDS = 300
 
 
-@dataclass(frozen=True)
-class Host:
-    """A checkout of ComfyUI and the Python to run it with."""
-
-    folder: Path
-    python: Path
-
-    @property
-    def version(self) -> str:
-        """As its own file says."""
-        text = (self.folder / "comfyui_version.py").read_text(encoding="utf-8")
-        found = re.search(r'__version__ = "(.+)"', text)
-        return found[1] if found else "unknown"
-
-    @property
-    def version_tuple(self) -> tuple[int, ...]:
-        """For comparisons."""
-        return tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
-
-
 def find_hosts() -> list[Host]:
-    """Every checkout that `scripts/comfyui_hosts` finds and that has a Python of its own, oldest version first."""
-    found = subprocess.run([str(PACK / "scripts" / "comfyui_hosts")], capture_output=True, text=True, check=True)
-    hosts = []
-    for line in found.stdout.splitlines():
-        folder = Path(line)
-        named = os.environ.get("COMFYUI_PYTHON")
-        candidates = [Path(named)] if named else [folder / env / "bin" / "python" for env in (".venv", "venv")]
-        python = next((path for path in candidates if path.exists()), None)
-        if python is not None:
-            hosts.append(Host(folder, python))
-    return sorted(hosts, key=lambda host: host.version_tuple)
+    """Every checkout with a Python, oldest version first."""
+    return sorted(comfyui.find_hosts(), key=lambda host: host.version_tuple)
 
 
 class Server:
-    """A running server with this pack linked in and no other."""
+    """A running server with this pack linked in and no other; `with` ends it and removes its folder."""
 
     def __init__(
         self, host: Host, *options: str, pack: bool = True, frontend: bool = False,
@@ -90,6 +61,13 @@ class Server:
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=host.folder, stdout=log, stderr=log, env=environment())
         self._wait()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)
 
     @property
     def log(self) -> str:

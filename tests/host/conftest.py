@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.comfyui import missing_pythons
 from tests.host.comfyui import Host, Server, find_hosts
 
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ def host(request: pytest.FixtureRequest) -> Host:
 
 @pytest.fixture(scope="session")
 def server(host: Host) -> Iterator[Server]:
-    server = Server(host, "--preview-method", "latent2rgb")
-    yield server
-    server.stop()
-    shutil.rmtree(server.folder)
+    with Server(host, "--preview-method", "latent2rgb") as server:
+        yield server
 
 
 @pytest.fixture
@@ -63,6 +61,8 @@ def scene(client: ComfyClient, scene_files: dict[str, Path]) -> dict[str, str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in missing_pythons():
+        terminalreporter.write_line(f"host tests: {line}")
     if not HOSTS:
         terminalreporter.write_line(f"host tests: {NO_HOST}")
     elif TESTED:

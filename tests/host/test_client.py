@@ -26,8 +26,10 @@ CONTENTS = [
 ]
 
 
-def run_client(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(CLIENT), "a fox in the snow", "--server", server.address, *arguments]
+def run_client(
+    server: Server, *arguments: str, prompt: str = "a fox in the snow"
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CLIENT), prompt, "--server", server.address, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -50,6 +52,33 @@ def test_four_pictures_with_alpha(server: Server, tmp_path: Path) -> None:
     assert background.shape == composed.shape == (1, 3, 40, 50)
     assert torch.equal(foreground[:, 3:], mask[:, :1])
     assert "step 3/3" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["text2layer_native", "text2layer_edit_layers"])
+def test_stock_nodes_get_prompt_and_seed(server: Server, tmp_path: Path, name: str) -> None:
+    """Another prompt, another seed, another text of the last prompt node, named by --set: four different pictures."""
+    from headless.client import change, read_graph
+
+    graph = change(read_graph(BASIC.with_name(f"{name}.json")), steps=2)
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(graph), encoding="utf-8")
+    last = max((number for number, node in graph.items() if node["class_type"] == "CLIPTextEncode"), key=int)
+    pictures: set[bytes] = set()
+    for prompt, seed, text in (("a fox", 3, ""), ("a crown", 3, ""), ("a fox", 4, ""), ("a fox", 3, "a cow at sea")):
+        out = tmp_path / f"out{len(pictures)}"
+        options = ["--set", f"{last}.text={text}"] if text else []
+        done = run_client(server, "--workflow", str(path), "--seed", str(seed), "--out", str(out), *options,
+                          prompt=prompt)
+        assert done.returncode == 0, done.stderr
+        pictures.add(sorted(out.glob("composed-*"))[-1].read_bytes())
+    assert len(pictures) == 4
+
+
+@pytest.mark.parametrize("setting", ["2.prompts=x", "9.prompt=x", "prompt=x", "2.prompt"])
+def test_a_setting_that_fits_nothing_is_one_line(server: Server, setting: str) -> None:
+    done = run_client(server, "--set", setting)
+    assert done.returncode == 1
+    assert done.stderr == f"error: --set must be NODE.INPUT=VALUE with an input of the workflow, got {setting!r}\n"
 
 
 @pytest.mark.parametrize(

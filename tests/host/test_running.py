@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.host.comfyui import Server
-from tests.host.graphs import Graph, Node, generate, get_json, load, native, show
+from tests.host.graphs import Graph, Node, decode, empty, encode, generate, get_json, load, native, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.comfy
 MAX_SECONDS_TO_STOP = 10  # one step takes well under a second on an idle machine
 MAX_SLOPE = 0.3  # MB a prompt, the issue's
 PROMPTS = 50
+BATCH = 32
 
 
 @pytest.mark.parametrize("build", [generate, native], ids=["Generate", "KSampler"])
@@ -46,6 +47,46 @@ def test_interrupted_and_run_again(client: ComfyClient, build: Callable[..., Nod
     assert time.monotonic() - started[0] < MAX_SECONDS_TO_STOP
     assert max(steps) < 40
     assert len(show(client, graph, node).samples) == 1
+
+
+def encoded_batch(graph: Graph, loader: Node, scene: dict[str, str]) -> Node:
+    parts = {name: graph("RepeatImageBatch", image=graph("LoadImage", image=scene[name]), amount=BATCH)
+             for name in ("foreground", "background")}
+    return encode(graph, loader, scene, **parts)
+
+
+def empty_batch(graph: Graph, loader: Node, _: dict[str, str]) -> Node:
+    return empty(graph, loader, batch_size=BATCH)
+
+
+@pytest.mark.parametrize(
+    ("latents", "full"), [(encoded_batch, 0), (empty_batch, 0), (empty_batch, 1)], ids=["Encode", "Decode", "previews"]
+)
+def test_a_batch_shows_a_bar_and_stops(
+    client: ComfyClient, scene: dict[str, str], latents: Callable[..., Node], full: int
+) -> None:
+    """Encoding, decoding and the previews after it have a bar each; interrupted once `full` bars are."""
+    from headless.client import ComfyError
+
+    graph = Graph()
+    loader = load(graph)
+    decode(graph, loader, latents(graph, loader, scene))
+    values: list[int] = []
+    interrupted: list[int] = []
+
+    def stop(value: int, total: int) -> None:
+        assert total == BATCH
+        values.append(value)
+        if values.count(BATCH) == full and not interrupted:
+            interrupted.append(value)
+            client.interrupt()
+
+    with pytest.raises(ComfyError, match=r"^interrupted$"):
+        client.wait(client.queue(graph.nodes), stop)
+    assert values[0] == 0
+    assert values.count(BATCH) == full
+    again = Graph()
+    assert len(show(client, again, generate(again, load(again))).samples) == 1
 
 
 def test_runs_after_free(server: Server, client: ComfyClient) -> None:

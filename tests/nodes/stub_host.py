@@ -51,7 +51,8 @@ class _Stubs:
         return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in HOST_MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _comfy_api() if spec.name == "comfy_api.v0_0_2" else _StubModule(spec.name)
+        made = {"comfy_api.v0_0_2": _comfy_api, "folder_paths": _folder_paths}.get(spec.name)
+        return made() if made else _StubModule(spec.name)
 
     def exec_module(self, _module: ModuleType) -> None:
         """Nothing to run."""
@@ -66,7 +67,6 @@ class _Slot:
     display_name: str | None = None
     tooltip: str | None = None
     default: Any = None
-    optional: bool = False
     is_output_list: bool = False
 
 
@@ -115,6 +115,12 @@ def _comfy_api() -> ModuleType:
     return module
 
 
+def _folder_paths() -> ModuleType:
+    module = _StubModule("folder_paths")
+    module.get_input_directory = lambda: str(PACK / "no input folder")
+    return module
+
+
 def import_pack(name: str = "pack") -> ModuleType:
     """The pack's nodes, imported under a package as the host does; the stand-ins are gone again afterwards."""
     stubs, before = _Stubs(), set(sys.modules)
@@ -133,7 +139,7 @@ def import_pack(name: str = "pack") -> ModuleType:
 
 def _input(slot: _Slot) -> dict[str, Any]:
     default = slot.default if isinstance(slot.default, str | int | float) else None
-    return {"name": slot.id, "type": slot.type, "optional": slot.optional, "tooltip": slot.tooltip, "default": default}
+    return {"name": slot.id, "type": slot.type, "tooltip": slot.tooltip, "default": default}
 
 
 def _output(slot: _Slot) -> dict[str, Any]:

@@ -82,6 +82,12 @@ def test_the_help_page_has_every_socket(name: str, language: str) -> None:
     assert rows == sockets(name, "inputs") + sockets(name, "outputs")
 
 
+@pytest.mark.parametrize("name", frozen())
+def test_both_languages_have_the_same_sections(name: str) -> None:
+    english, chinese = (re.findall(r"^## |^\*\*", page(language, name), flags=re.MULTILINE) for language in LANGUAGES)
+    assert english == chinese
+
+
 @pytest.mark.parametrize("name", [name for name in frozen() if "foreground_mask" in str(frozen()[name])])
 def test_the_help_page_says_which_way_the_mask_is(name: str) -> None:
     assert "1 where the foreground shows" in page("en", name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -24,6 +26,13 @@ def test_the_registry_metadata() -> None:
 
 def test_installing_brings_psd_tools_alone() -> None:
     assert (ROOT / "requirements.txt").read_text(encoding="utf-8").split() == ["psd-tools"]
+
+
+def test_the_registry_finds_nothing_unsafe() -> None:
+    """`comfy node validate` runs ruff with these rules: exec, eval, several statements in one line."""
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "S102,S307,E702", "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_archive_holds_what_comfyui_needs_and_no_more() -> None:

@@ -188,7 +188,7 @@ def test_the_command_prints_json(sprite_file: Path, tmp_path: Path, capsys: pyte
     assert run(tmp_path / "a.safetensors", make_model(sprite_file), *arguments) == 0
     report: dict[str, Any] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert report.keys() == {"images", "autoencoder", "generation"}
-    assert report["images"] == 12
+    assert report["images"] == {"model": 12, "decoder": None}
     found = report["generation"]
     settings = {"prompts": 5, "steps": 1, "guidance_scale": 2.0, "sampler": "ddim"}
     assert settings.items() <= found.items()

@@ -200,6 +200,8 @@ def test_start_from_counts_on_and_warms_up_anew(tmp_path: Path) -> None:
     run, task = make(tmp_path, config)
     with torch.no_grad():
         task.ema_of.bias.fill_(5.0)
+    with pytest.raises(ValueError, match=f"training.images must be above the {config.images} images that --init-from"):
+        run.start_from(config.images)
     run.start_from(20)
     run.step()
     assert task.seen == [20, 21, 22, 23]
@@ -283,6 +285,20 @@ def test_averaged_weights_come_and_go(tmp_path: Path) -> None:
     assert task.ema_of.training
     run.save()
     assert task.exported == [run.ema.bias.item()]
+
+
+def test_a_gradient_that_is_no_number_leaves_the_weights(tmp_path: Path) -> None:
+    """The square root of 0 is finite, its slope is not."""
+    run, task = make(tmp_path)
+    before = weights(task)
+    module = task.objectives[0].module
+    forward = module.forward
+    module.forward = lambda batch: {
+        name: value + (0 * next(module.parameters()).sum()).sqrt() for name, value in forward(batch).items()
+    }
+    with pytest.raises(FloatingPointError, match=r"the gradient of the .* must stay finite, got nan after 0 images"):
+        run.step()
+    assert torch.equal(weights(task), before)
 
 
 def test_a_loss_that_is_no_number_leaves_weights_and_states(tmp_path: Path) -> None:

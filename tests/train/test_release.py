@@ -13,7 +13,8 @@ from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_ch
 from text2layer_core.schedule import ScheduleConfig
 from train.release import LICENCES, main
 
-FIGURES = {"images": 12, "autoencoder": {"composed_psnr": {"model": 27.5, "thumbnail": 25.0}}}
+SEEN = {"model": 12, "decoder": None}
+FIGURES = {"images": SEEN, "autoencoder": {"composed_psnr": {"model": 27.5, "thumbnail": 25.0}}}
 
 
 def make_model(*, seed: int = 0, head_channels: int = 8) -> Text2LayerModel:
@@ -46,7 +47,15 @@ def test_release_completes_the_card(
     assert capsys.readouterr().err == f"{path}: {path.stat().st_size / 1e6:.1f} MB\n"
 
 
-def test_a_finer_decoder_is_taken(arguments: list[str], tmp_path: Path) -> None:
+def test_without_a_report_the_card_has_no_figures(arguments: list[str], tmp_path: Path) -> None:
+    where = arguments.index("--report")
+    assert main(arguments[:where] + arguments[where + 2 :]) == 0
+    assert "figures" not in load_checkpoint(tmp_path / "models" / "released.safetensors").card
+
+
+def test_a_finer_decoder_is_taken(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Trained on behind the same encoder, so that the latents stay what the UNet knows."""
     finer = load_checkpoint(tmp_path / "model.safetensors")
     with torch.no_grad():
@@ -54,7 +63,11 @@ def test_a_finer_decoder_is_taken(arguments: list[str], tmp_path: Path) -> None:
         finer.autoencoder.post_quant_conv.weight.mul_(2)
     finer.card = {"images": 20}
     save_checkpoint(tmp_path / "finer.safetensors", finer)
-    assert main([*arguments, "--autoencoder", str(tmp_path / "finer.safetensors"), "--name", "finer"]) == 0
+    arguments += ["--autoencoder", str(tmp_path / "finer.safetensors"), "--name", "finer"]
+    assert "got one of {'model': 12, 'decoder': None}" in refused(arguments, capsys)  # figures of the old decoder
+    report = FIGURES | {"images": SEEN | {"decoder": 20}}
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    assert main(arguments) == 0
     released = load_checkpoint(tmp_path / "models" / "released.safetensors")
     assert (released.card["name"], released.card["images"]) == ("finer", 12)
     assert released.card["autoencoder"] == {"images": 20}
@@ -85,8 +98,8 @@ def test_another_encoder_is_refused(
     [
         ("{", "--report must be JSON, got "),
         ("[]", "--report must hold a JSON object, got "),
-        ('{"images": 8}', "--report must be of this model, trained on 12 images, got one of 8"),
-        ('{"images": 12, "spread": NaN}', "card must hold only what JSON can"),
+        ('{"images": 8}', f"--report must be of this model, trained on {SEEN} images, got one of 8"),
+        ('{"images": {"model": 12, "decoder": null}, "spread": NaN}', "card must hold only what JSON can"),
     ],
 )
 def test_a_report_that_does_not_fit(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 
+from benchmarks import common, decode, sampling, training
 from benchmarks.sd_step import main
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,21 @@ def test_a_smaller_step_runs(arguments: list[str], capsys: pytest.CaptureFixture
     trained, peak = figures(capsys.readouterr().out)
     assert 0 < trained < 10
     assert 0.1 < peak < 24
+
+
+@pytest.mark.parametrize(
+    "measure", [sampling.main, decode.main, training.main, lambda options: main(["unet", *options])]
+)
+def test_a_busy_machine_is_refused(
+    measure: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.51, 0.0, 0.0))
+    assert measure([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith("load 0.51, threads ")
+    assert captured.out.count("\n") == captured.err.count("\n") == 1
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.0, 0.0))
+    assert common.machine_is_idle(force=False)
 
 
 def test_bad_overrides_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

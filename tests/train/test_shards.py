@@ -81,6 +81,14 @@ def test_larger_pictures_are_scaled_and_cropped_at_the_centre(tmp_path: Path) ->
     assert stack[:, 3:6].min() == 1  # the middle half of the width is white
 
 
+def test_scaling_mixes_no_black_into_the_rim(tmp_path: Path) -> None:
+    """Half the size: the only colour that the file shows is the square's, and so it stays everywhere."""
+    write(tmp_path / "a.tar", {"0": sample(5, height=16, width=16)})
+    stack = ShardSource(ShardsConfig(files=str(tmp_path / "a.tar")), 8, seed=0).batch(0, 1).stack
+    assert torch.allclose(stack[0, :3], torch.tensor([200, 10, 15]).view(3, 1, 1) / 255, atol=1e-5)
+    assert 0 < stack[0, 6].max() <= 128 / 255 + 1e-6
+
+
 def test_keys_follow_webdataset(tmp_path: Path) -> None:
     incomplete = {part: data for part, data in sample(3).items() if part != "txt"}
     write(tmp_path / "a.tar", {"./0001": sample(1), "data.v2/0002": sample(2), "0003": incomplete})
@@ -104,6 +112,9 @@ def test_says_which_shard_is_wrong(tmp_path: Path, config: ShardsConfig) -> None
     write(tmp_path / "other.tar", {"0": {"jpg": b""}})
     with pytest.raises(ValueError, match=r"shards must hold samples with foreground.png, .*, found none in"):
         ShardSource(ShardsConfig(files=str(tmp_path / "other.tar")), 8, 0)
+    write(tmp_path / "sizes.tar", {"8": {**sample(8), "background.png": sample(8, 8, 16)["background.png"]}})
+    with pytest.raises(ValueError, match=r"sample ./8 of .*sizes.tar must hold pictures of one size, got 8x8, 16x8"):
+        ShardSource(ShardsConfig(files=str(tmp_path / "sizes.tar")), 8, 0).batch(0, 1)
     write(tmp_path / "broken.tar", {"7": {**sample(7), "mask.png": b"no picture"}})
     with pytest.raises(ValueError, match=r"sample ./7 of .*broken.tar must hold readable pictures"):
         ShardSource(ShardsConfig(files=str(tmp_path / "broken.tar")), 8, 0).batch(0, 1)

@@ -254,7 +254,8 @@ def test_command_trains_resumes_and_goes_on_elsewhere(values: dict[str, Any], tm
 def test_init_from_takes_the_weights(values: dict[str, Any], tmp_path: Path) -> None:
     run, _ = make(config_of(values))
     fit(run)
-    values["run"], values["training"]["seed"] = str(tmp_path / "new"), 7
+    values["run"] = str(tmp_path / "new")
+    values["training"] |= {"seed": 7, "images": 24}
     fresh, task = make(config_of(values))
     images = task.load_weights(run.folder / "model.safetensors")
     fresh.start_from(images)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 from text2layer_core.schedule import ScheduleConfig
+from text2layer_core.text_encoder import TextEncoder, train_tokenizer
 from train import train_diffusion
 from train.config import parse
 from train.engine import Part
@@ -109,6 +110,19 @@ def test_pretrained_must_hold_a_text_encoder(values: dict[str, Any]) -> None:
 def test_text_is_one_of_three(keys: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="text must have one of encoder, pretrained and clip"):
         TextConfig(**keys)
+
+
+def test_init_from_takes_the_tokenizer_too(values: dict[str, Any], tmp_path: Path) -> None:
+    """Weights that were trained on another vocabulary mean its tokens."""
+    task = make_task(parse(values, TextTrainingConfig, "test"), CPU)
+    other = TextEncoder(task.model.text_encoder.config, train_tokenizer(["zebra zebu zero zest"] * 4, 520).to_str())
+    task.model.text_encoder = other
+    task.export(tmp_path / "other.safetensors", 5)
+    fresh = make_task(parse(values, TextTrainingConfig, "test"), CPU)
+    assert fresh.model.text_encoder.tokenizer_json != other.tokenizer_json
+    fresh.load_weights(tmp_path / "other.safetensors")
+    assert fresh.model.text_encoder.tokenizer_json == other.tokenizer_json
+    assert torch.equal(fresh.model.text_encoder.tokenize(["a zebra"]), other.tokenize(["a zebra"]))
 
 
 def test_init_from_another_shape_is_refused(values: dict[str, Any]) -> None:

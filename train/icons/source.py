@@ -22,6 +22,7 @@ from train.samples import LayeredBatch
 HELD_OUT_SHARE = 0.05
 _SIDE = {"small": (0.36, 0.44), "medium": (0.50, 0.62), "large": (0.68, 0.82)}
 _CENTRE = {"left": (0.26, 0.34), "centre": (0.45, 0.55), "right": (0.66, 0.74)}
+_LEFT_BELOW, _RIGHT_ABOVE = 0.4, 0.6
 _STRAIGHT_FROM = 0.08
 _SPLIT_SALT = {"train": 0, "held_out": 1}
 
@@ -38,8 +39,9 @@ class IconsConfig:
         effect_share: share of scenes with a deliberate soft effect.
         flip_share: share of mirrored things.
         rotation: largest tilt, degrees.
-        snap: pixels that a thing's box is a multiple of, in place and size; 0 leaves both free. At the autoencoder's
-            stride a moved thing has moved latents, not others: a small UNet learns the things much sooner.
+        snap: pixels that a thing's box is a multiple of, in place and size; 0 leaves both free. At multiples of the
+            autoencoder's stride a moved thing has moved latents, not others: a small UNet learns the things much
+            sooner, and the sooner the fewer places and sizes there are.
     """
 
     cache: str
@@ -155,12 +157,8 @@ class IconSource:
         column = self._columns[int(rng.integers(len(self._columns)))]
         position, size = str(rng.choice(POSITIONS, p=(0.25, 0.5, 0.25))), str(rng.choice(SIZES, p=(0.2, 0.5, 0.3)))
         effect = str(rng.choice(EFFECTS[1:])) if rng.random() < self._config.effect_share else "none"
-        scene = SceneDescription(
-            thing=self._cache.things[row], thing_colour=self._cache.colours[row][column],
-            style=self._cache.styles[column], place=place,
-            time=str(rng.choice(TIMES, p=(0.6, 0.2, 0.2))) if PLACES[place].timed else "day",
-            surface_colour=str(rng.choice(list(SURFACE_COLOURS))), position=position, size=size, effect=effect,
-        )
+        time = str(rng.choice(TIMES, p=(0.6, 0.2, 0.2))) if PLACES[place].timed else "day"
+        surface_colour = str(rng.choice(list(SURFACE_COLOURS)))
         angle = math.radians(rng.uniform(-1, 1) * self._config.rotation)
         side = rng.uniform(*_SIDE[size])
         middle = rng.uniform(0.50, 0.62) if size != "large" else rng.uniform(0.48, 0.54)
@@ -170,6 +168,11 @@ class IconSource:
         side, centre, middle = self._snapped(side, centre, middle)
         placement = (centre, middle, side, angle, mirror)
         strength = rng.random()
+        scene = SceneDescription(
+            thing=self._cache.things[row], thing_colour=self._cache.colours[row][column],
+            style=self._cache.styles[column], place=place, time=time, surface_colour=surface_colour,
+            position=_position_word(centre), size=size, effect=effect,
+        )
         caption = describe(scene, rng, name_style=len(self._columns) > 1)
         return _Draw(row, column, scene, caption, placement, strength)
 
@@ -178,8 +181,10 @@ class IconSource:
         if not self._config.snap:
             return side, *centres
         cell = self._config.snap / self.size
-        side = max(1, round(side / cell)) * cell
-        return side, *(round((centre - side / 2) / cell) * cell + side / 2 for centre in centres)
+        cells = max(1, round(side / cell))
+        most = max(0, self.size // self._config.snap - cells)  # so that the box stays inside
+        edges = [min(max(round(centre / cell - cells / 2), 0), most) for centre in centres]
+        return cells * cell, *((edge + cells / 2) * cell for edge in edges)
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
         """Picture `index`'s own random numbers: stream 0 for what is shown, 1 for the background's texture."""
@@ -223,6 +228,12 @@ class IconSource:
                 field = functional.interpolate(field, size=(self.size, self.size), mode="bicubic")
                 drawn[chosen] = apply_effect(effect, drawn[chosen], strength, field)
         return drawn
+
+
+def _position_word(centre: float) -> str:
+    """What a caption calls the place of a thing's centre, a share of the width."""
+    left, middle, right = POSITIONS
+    return left if centre < _LEFT_BELOW else right if centre > _RIGHT_ABOVE else middle
 
 
 def _inverse_placement(placements: Tensor) -> Tensor:

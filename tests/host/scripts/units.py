@@ -104,10 +104,7 @@ def check_out_of_memory_becomes_tiles() -> None:
     import comfy.model_management
 
     vae = load("text2layer-mini (bundled)")[2]
-    y, x = torch.meshgrid(torch.linspace(0, 1, 384), torch.linspace(0, 1, 768), indexing="ij")
-    mask = (torch.hypot(x - 0.5, y - 0.5) < 0.3).float()
-    stack = torch.stack([0.9 - 0.2 * y, 0.5 - 0.2 * y, 0.2 * x, 0.2 + 0.3 * x, 0.3 + 0.3 * x, 0 * x + 0.8, mask])[None]
-    latents = vae.encode_layers(part("text2layer_core.layers").TwoLayerImage.from_stack(stack))
+    latents = vae.encode_layers(part("text2layer_core.layers").TwoLayerImage.from_stack(wide_scene()))
     whole = vae.decode_layers(latents)
     stage, calls = vae.first_stage_model, []
     decode = stage.decode
@@ -125,6 +122,38 @@ def check_out_of_memory_becomes_tiles() -> None:
     assert tiled.predicted_composed.shape == whole.predicted_composed.shape
     found = part("text2layer_core.metrics").psnr(tiled.layers.stack(), whole.layers.stack())
     assert float(found) > MIN_TILED_PSNR, found
+
+
+def check_out_of_memory_encodes_in_tiles() -> None:
+    """As above, the other way: latents near the whole picture's, layers of them near the truth."""
+    import comfy.model_management
+
+    vae = load("text2layer-mini (bundled)")[2]
+    layers = part("text2layer_core.layers").TwoLayerImage.from_stack(wide_scene())
+    whole = vae.encode_layers(layers)
+    stage, calls = vae.first_stage_model, []
+    encode = stage.encode
+
+    def full_once(stack: torch.Tensor) -> torch.Tensor:
+        calls.append(tuple(stack.shape))
+        if len(calls) == 1:
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+        return encode(stack)
+
+    stage.encode = full_once
+    tiled = vae.encode_layers(layers)
+    assert len(calls) > 3, calls
+    assert tiled.shape == whole.shape
+    psnr = part("text2layer_core.metrics").psnr
+    found = psnr(vae.decode_layers(tiled).layers.stack(), vae.decode_layers(whole).layers.stack())
+    assert float(found) > MIN_TILED_PSNR, found
+
+
+def wide_scene() -> torch.Tensor:
+    """A disc of orange over blue, [F, B, m] (1, 7, 384, 768): wider than a tile."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, 384), torch.linspace(0, 1, 768), indexing="ij")
+    mask = (torch.hypot(x - 0.5, y - 0.5) < 0.3).float()
+    return torch.stack([0.9 - 0.2 * y, 0.5 - 0.2 * y, 0.2 * x, 0.2 + 0.3 * x, 0.3 + 0.3 * x, 0 * x + 0.8, mask])[None]
 
 
 def check_low_vram_gives_the_same() -> None:

@@ -1,0 +1,118 @@
+"""Files that appear whole or not at all, alone or as a set."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+Writer = Callable[[Path], None]
+
+
+def write_files(writers: Mapping[Path, Writer]) -> list[Path]:
+    """Writes some files as one set: all of them, or none.
+
+    Each is written under a temporary name beside its own; at the end all are renamed together. If a rename fails
+    (on Windows, a file that another program has open), those already renamed are taken back.
+
+    Args:
+        writers: what writes the file of each path, given the name to write to; the folders exist.
+
+    Returns:
+        The paths.
+
+    Raises:
+        OSError: a file cannot be written; it names the file. What was there before is there still.
+    """
+    paths = list(writers)
+    with _staged(paths) as temporaries:
+        for temporary, path in zip(temporaries, paths, strict=True):
+            with _naming(path):
+                writers[path](temporary)
+    return paths
+
+
+def write_file(path: str | Path, write: Writer) -> None:
+    """Writes one file; see `write_files`."""
+    write_files({Path(path): write})
+
+
+@contextmanager
+def _staged(paths: Sequence[Path]) -> Generator[list[Path], None, None]:
+    """Temporary names beside the paths, renamed together at the end, removed on an error or Ctrl-C."""
+    temporaries = [_beside(path) for path in paths]
+    try:
+        yield temporaries
+        _rename_all(temporaries, paths)
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".text2layer-{secrets.token_hex(8)}.tmp")
+
+
+@contextmanager
+def _naming(path: Path) -> Generator[None, None, None]:
+    """Errors of the operating system name the file that was asked for, not a temporary one, or none at all."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _rename_all(temporaries: Sequence[Path], paths: Sequence[Path]) -> None:
+    kept: dict[Path, Path] = {}
+    renamed: list[Path] = []
+    try:
+        for temporary, path in zip(temporaries, paths, strict=True):
+            with _naming(path):
+                if len(paths) > 1 and path.is_file():
+                    kept[path] = _keep(path)
+                temporary.replace(path)
+            renamed.append(path)
+    except OSError:
+        _undo(renamed, kept)
+        raise
+    except KeyboardInterrupt:  # every file is complete by now: end with the whole set, not with a part of it
+        for temporary, path in zip(temporaries, paths, strict=True):
+            if temporary.exists():
+                temporary.replace(path)
+        _forget(kept)
+        raise
+    _forget(kept)
+
+
+def _keep(path: Path) -> Path:
+    """A second name of an old file; where the file system has no such thing, the file goes there."""
+    backup = _beside(path)
+    try:
+        backup.hardlink_to(path)
+    except OSError:
+        path.replace(backup)
+    return backup
+
+
+def _undo(renamed: Sequence[Path], kept: Mapping[Path, Path]) -> None:
+    """As it was before, as far as the system lets us; an old file that cannot go back stays under its second name."""
+    for path in renamed:
+        if path not in kept:
+            with suppress(OSError):
+                path.unlink()
+    for path, backup in kept.items():
+        with suppress(OSError):
+            if path in renamed or not path.exists():
+                backup.replace(path)
+            else:
+                backup.unlink()
+
+
+def _forget(kept: Mapping[Path, Path]) -> None:
+    for backup in kept.values():
+        backup.unlink(missing_ok=True)
