@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
+from scripts.make_thumbnails import WORKFLOWS, contact_picture
 from text2layer_core.blending import BlendMode
 from text2layer_core.blur import blur_background
 from text2layer_core.compositing import compose
@@ -173,10 +174,19 @@ def sheet(panels: Panels) -> Image.Image:
     return page
 
 
+def photograph_thumbnail() -> Image.Image:
+    """For the workflow decompose_photo, whose mask needs a model of ComfyUI's that may not be there."""
+    return contact_picture([_image(picture) for picture in (*decomposed().values(), fitted_mask())])
+
+
 def _panel(picture: Tensor) -> Image.Image:
-    pixels = (picture.expand(-1, 3, -1, -1)[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels)
+    image = _image(picture)
     return image.resize((PANEL, round(PANEL * image.height / image.width)), Image.Resampling.BICUBIC)
+
+
+def _image(picture: Tensor) -> Image.Image:
+    pixels = picture.expand(-1, 3, -1, -1)[0].clamp(0, 1)
+    return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -190,6 +200,8 @@ def main(argv: list[str] | None = None) -> None:
         path = arguments.out / f"{name}.jpg"
         sheet(PICTURES[name]()).save(path, quality=QUALITY, optimize=True)
         print(f"{path.name}: {path.stat().st_size} bytes")
+    if not arguments.names:
+        photograph_thumbnail().save(WORKFLOWS / "decompose_photo.jpg", quality=QUALITY, optimize=True)
 
 
 if __name__ == "__main__":
