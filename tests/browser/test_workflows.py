@@ -20,6 +20,8 @@ WORKFLOWS = sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
            "--disable-component-update", "--disable-sync"]
+FILE_LOADERS = {"LoadImage", "LoadBackgroundRemovalModel"}
+"""Core's own, known everywhere, marked where the user's picture or model is not there yet."""
 SHOTS = Path(os.environ.get("TEXT2LAYER_SCREENSHOTS", PACK / "out" / "screenshots"))
 MINUTES = 60_000
 
@@ -75,8 +77,9 @@ def test_the_template_opens_whole(page: Any, name: str) -> None:
     screenshot(page, name)
     graph = page.evaluate("window.app.graph.serialize()")
     assert {node["id"]: node["type"] for node in graph["nodes"]} == {n["id"]: n["type"] for n in wanted["nodes"]}
-    assert page.evaluate("window.app.graph.nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type])"
-                         ".map(n => n.type)") == []
+    wrong = page.evaluate("window.app.graph.nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type])"
+                          ".map(n => n.type)")
+    assert set(wrong) <= FILE_LOADERS
     assert sorted(link[:5] for link in graph["links"]) == sorted(link[:5] for link in wanted["links"])
     values = {node["id"]: node.get("widgets_values") for node in graph["nodes"]}
     assert values == {node["id"]: node.get("widgets_values") for node in wanted["nodes"]}

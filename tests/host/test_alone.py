@@ -33,8 +33,10 @@ NODE_CLASS_MAPPINGS = {"ModulesProbe": ModulesProbe}
 '''
 HEAVY = {"diffusers", "psd_tools", "accelerate", "cv2"}
 """The issue's list."""
-SCHEMAS = {"", "blending", "blur", "closed_form", "compositing", "guided", "harmonise", "layers", "masks", "placement",
-           "refine", "replacing", "stack", "transform", "vitmatte"}
+SCHEMAS = {
+    "", "blending", "blur", "closed_form", "compositing", "composition", "guided", "harmonise", "layers", "masks",
+    "placement", "refine", "replacing", "stack", "transform", "vitmatte",
+}
 """Of our core: where the choices that the schemas offer are defined, and what those modules are built on."""
 MIN_BF16_PSNR = 38  # measured 45 for the foreground, more for the others
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts.check_workflows import NOTES, WORKFLOWS, problems, to_api
+from scripts.check_workflows import NOTES, SOCKETS, WORKFLOWS, problems, to_api
 from tests.nodes.contract import declared_by_source, frozen
 
 NAMES = [
@@ -82,12 +82,14 @@ def test_values_that_fit_no_input(values: list[str], message: str) -> None:
 
 
 def test_our_nodes_have_the_sockets_of_the_contract(workflow: dict[str, Any]) -> None:
-    """In its order, since links address them by position."""
+    """In its order, since links address them by position; the page puts those without a widget first."""
     contract = frozen()
     for node in workflow["nodes"]:
         if node["type"] in contract:
             for side in ("inputs", "outputs"):
                 wanted = [[name, kind.removeprefix("list of ")] for name, kind in contract[node["type"]][side]]
+                if side == "inputs":
+                    wanted.sort(key=lambda slot: slot[1] not in SOCKETS)
                 assert [[each["name"], each["type"]] for each in node[side]] == wanted
 
 
