@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from .layers import TwoLayerImage
 from .masks import gaussian
 
 
-class BlurKind(StrEnum):
+class BlurKind(str, Enum):
     """How a background is blurred.
 
     GAUSSIAN is a Gaussian whose sigma is half the radius, on stored values. LENS is a disc, as an open aperture draws

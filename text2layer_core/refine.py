@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .vitmatte import VitMatte
 
 
-class RefineMethod(StrEnum):
+class RefineMethod(str, Enum):
     """How the band's values are found.
 
     NONE leaves them; GUIDED is a guided filter and levels (`guided.py`); CLOSED_FORM solves the matting Laplacian
