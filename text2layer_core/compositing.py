@@ -80,6 +80,11 @@ def check_mask_shape(mask: Tensor, picture: Tensor) -> None:
         raise ValueError(f"mask must have shape {(count, 1, height, width)} to match, got {tuple(mask.shape)}")
 
 
+def widen(value: Tensor) -> Tensor:
+    """The value in float32 or better: squares of small differences and sums over pixels need it."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def _pull_push(colour: Tensor, weight: Tensor) -> Tensor:
     """The filled picture of one level: its own colour where the weight is 1, the coarser level's where it is 0."""
     height, width = colour.shape[-2:]

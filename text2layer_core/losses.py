@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .compositing import blend, check_mask_shape
+from .compositing import blend, check_mask_shape, widen
 
 MASK_L1_WEIGHT, COMPOSITION_WEIGHT, LAPLACIAN_WEIGHT = 1.0, 2.0, 3.0
 LAPLACIAN_LEVELS = 3
@@ -57,7 +57,7 @@ def foreground_l1(prediction: Tensor, target: Tensor, mask: Tensor, *, floor: fl
     check_mask_shape(mask, target)
     if not 0 < floor <= 1:
         raise ValueError(f"floor must be above 0 and at most 1, got {floor}")
-    weight = _widen(mask)
+    weight = widen(mask)
     error = (weight * _absolute_difference(prediction, target)).mean(dim=(1, 2, 3))
     return (error / weight.mean(dim=(1, 2, 3)).clamp_min(floor)).mean()
 
@@ -77,7 +77,7 @@ def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     _check_same_shape(mean, logvar)
-    mean, logvar = _widen(mean), _widen(logvar)
+    mean, logvar = widen(mean), widen(logvar)
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1).mean()
 
 
@@ -107,8 +107,8 @@ def composition_loss(predicted_mask: Tensor, mask: Tensor, foreground: Tensor, b
         ValueError: the shapes do not belong together.
     """
     _check_masks(predicted_mask, mask)
-    composed = blend(_widen(foreground), _widen(background), _widen(mask))
-    predicted = blend(_widen(foreground), _widen(background), _widen(predicted_mask))
+    composed = blend(widen(foreground), widen(background), widen(mask))
+    predicted = blend(widen(foreground), widen(background), widen(predicted_mask))
     return ((composed - predicted).square() + COMPOSITION_EPS**2).sqrt().mean()
 
 
@@ -124,7 +124,7 @@ def laplacian_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """
     _check_masks(prediction, target)
     # The pyramid is linear: the levels of the difference are the differences of the levels.
-    levels = laplacian_pyramid(_widen(prediction) - _widen(target), LAPLACIAN_LEVELS)
+    levels = laplacian_pyramid(widen(prediction) - widen(target), LAPLACIAN_LEVELS)
     norms = [2**level * band.abs().sum() for level, band in enumerate(levels)]
     return torch.stack(norms).sum() / target.numel()
 
@@ -176,7 +176,7 @@ def gradient_loss(prediction: Tensor, target: Tensor, *, scales: int = 3) -> Ten
             f"scales must be at least 1 and pictures (N, C, H, W) with H and W at least 2^scales = {least}, "
             f"got scales {scales} and {tuple(prediction.shape)}"
         )
-    error = _widen(prediction) - _widen(target)
+    error = widen(prediction) - widen(target)
     terms: list[Tensor] = []
     for _ in range(scales):
         terms.append(error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
@@ -186,14 +186,14 @@ def gradient_loss(prediction: Tensor, target: Tensor, *, scales: int = 3) -> Ten
 
 def discriminator_hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Latent Diffusion's patch-adversarial loss of the discriminator: (E[1 - D(x)]+ + E[1 + D(x^)]+) / 2."""
-    real = functional.relu(1 - _widen(real_logits)).mean()
-    fake = functional.relu(1 + _widen(fake_logits)).mean()
+    real = functional.relu(1 - widen(real_logits)).mean()
+    fake = functional.relu(1 + widen(fake_logits)).mean()
     return 0.5 * (real + fake)
 
 
 def generator_hinge_loss(fake_logits: Tensor) -> Tensor:
     """Latent Diffusion's patch-adversarial loss of the autoencoder: -E[D(x^)]."""
-    return -_widen(fake_logits).mean()
+    return -widen(fake_logits).mean()
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
@@ -294,13 +294,8 @@ def _draw_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _widen(value: Tensor) -> Tensor:
-    """The value in float32 or better: eps^2 = 1e-12 and sums over pixels need it."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
 def _absolute_difference(prediction: Tensor, target: Tensor) -> Tensor:
-    return (_widen(prediction) - _widen(target)).abs()
+    return (widen(prediction) - widen(target)).abs()
 
 
 def _check_same_shape(prediction: Tensor, target: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .compositing import check_mask_shape
+from .compositing import check_mask_shape, widen
 from .masks import SOFT_BAND, box_mean, check_mask, connected_components, contour
 
 SPRITE_SIZE = 32
@@ -72,7 +72,7 @@ def soft_iou(prediction: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes differ or are not those of masks.
     """
     _check_masks(prediction, target)
-    prediction, target = _widen(prediction), _widen(target)
+    prediction, target = widen(prediction), widen(target)
     union = torch.maximum(prediction, target).sum(dim=(1, 2, 3))
     overlap = torch.minimum(prediction, target).sum(dim=(1, 2, 3))
     return torch.where(union > 0, overlap / union, 1.0)
@@ -85,7 +85,7 @@ def sad(prediction: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes differ or are not those of masks.
     """
     _check_masks(prediction, target)
-    return (_widen(prediction) - _widen(target)).abs().sum(dim=(1, 2, 3))
+    return (widen(prediction) - widen(target)).abs().sum(dim=(1, 2, 3))
 
 
 def soft_band_sad(prediction: Tensor, target: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def soft_band_sad(prediction: Tensor, target: Tensor) -> Tensor:
     _check_masks(prediction, target)
     low, high = SOFT_BAND
     band = (target > low) & (target < high)
-    return torch.where(band, (_widen(prediction) - _widen(target)).abs(), 0).sum(dim=(1, 2, 3))
+    return torch.where(band, (widen(prediction) - widen(target)).abs(), 0).sum(dim=(1, 2, 3))
 
 
 def fringe(foreground: Tensor, mask: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def fringe(foreground: Tensor, mask: Tensor) -> Tensor:
         ValueError: the shapes do not belong together.
     """
     check_mask_shape(mask, foreground)
-    foreground, mask = _widen(foreground), _widen(mask)
+    foreground, mask = widen(foreground), widen(mask)
     solid = torch.where(mask > _SOLID, mask, 0)
     radius = max(1, round(_FRINGE_RADIUS * mask.shape[-1]))
     around = box_mean(solid, radius)
@@ -139,7 +139,7 @@ def ghost(background: Tensor, mask: Tensor) -> Tensor:
         ValueError: the shapes do not belong together.
     """
     check_mask_shape(mask, background)
-    slope = _gradient(_widen(background))
+    slope = _gradient(widen(background))
     line = contour(mask)
     height, width = mask.shape[-2:]
     total, count = torch.zeros_like(slope), torch.zeros_like(slope)
@@ -180,7 +180,7 @@ def mask_statistics(mask: Tensor) -> MaskStatistics:
     soft = ((mask > low) & (mask < high)).sum(dim=(1, 2, 3))
     labels = connected_components(mask > 0.5, diagonal=True)
     parts = torch.stack([each.unique().count_nonzero() for each in labels])
-    return MaskStatistics(area=_widen(mask).mean(dim=(1, 2, 3)), softness=soft / shown.clamp_min(1), components=parts)
+    return MaskStatistics(area=widen(mask).mean(dim=(1, 2, 3)), softness=soft / shown.clamp_min(1), components=parts)
 
 
 def _gradient(picture: Tensor) -> Tensor:
@@ -319,12 +319,7 @@ def _decibel(mean_squared_error: Tensor) -> Tensor:
 
 
 def _squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    return (_widen(prediction) - _widen(target)).square()
-
-
-def _widen(value: Tensor) -> Tensor:
-    """The value in float32 or better."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
+    return (widen(prediction) - widen(target)).square()
 
 
 def _check_pair(prediction: Tensor, target: Tensor) -> None:
