@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,32 +55,6 @@ def compose_stack(
     colour = _to_srgb(ground.colour) if linear_light else ground.colour
     alpha = torch.ones_like(colour[:, :1]) if ground.alpha is None else ground.alpha
     return torch.cat([colour, alpha], dim=1)
-
-
-def over_colour(picture: Tensor, colour: Sequence[float], *, linear_light: bool = False) -> Tensor:
-    """A picture with alpha in front of one colour, which makes it opaque.
-
-    Args:
-        picture: RGBA, (N, 4, H, W) in [0, 1], straight alpha; RGB is given back as it is.
-        colour: red, green and blue in [0, 1], stored sRGB.
-        linear_light: see `compose_stack`.
-
-    Returns:
-        RGB, (N, 3, H, W) in [0, 1].
-
-    Raises:
-        ValueError: the picture has other channels, or the colour is none.
-    """
-    _check_picture(picture)
-    if len(colour) != 3 or not all(0 <= part <= 1 for part in colour):
-        raise ValueError(f"colour must be three numbers in [0, 1], got {tuple(colour)}")
-    if picture.shape[1] == 3:
-        return picture
-    front, alpha = picture[:, :3], picture[:, 3:]
-    behind = picture.new_tensor(list(colour)).view(1, 3, 1, 1).expand_as(front)
-    if linear_light:
-        return _to_srgb(blend(_to_linear(front), _to_linear(behind), alpha))
-    return blend(front, behind, alpha)
 
 
 def without_full_alpha(picture: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.core.imagemagick import composite
 from text2layer_core.blending import BlendMode, mix
 from text2layer_core.compositing import blend, compose
-from text2layer_core.composition import compose_stack, over_colour, without_full_alpha
+from text2layer_core.composition import compose_stack, without_full_alpha
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.stack import Layer, LayerStack
 
@@ -170,21 +170,6 @@ def test_fifty_layers() -> None:
     white = layer(torch.ones(1, 3, 1, 1), opacity=0.5)
     found = compose_stack(document(layer(torch.zeros(1, 3, 1, 1)), *[white] * 49, canvas=(1, 1)))
     assert found.flatten().tolist() == pytest.approx([1, 1, 1, 1])
-
-
-def test_over_a_colour() -> None:
-    """By hand: white at alpha 0.25 over (0.4, 0, 0.8)."""
-    found = over_colour(colour(1, 1, 1, 0.25), (0.4, 0, 0.8))
-    assert found.flatten().tolist() == pytest.approx([0.55, 0.25, 0.85])
-    opaque = random(1, 3, 2, 2)
-    assert over_colour(opaque, (0, 0, 0)) is opaque
-    linear = over_colour(colour(1, 0, 0, 0.5), (0, 0, 0), linear_light=True)
-    assert linear.flatten().tolist() == pytest.approx([0.73536, 0, 0], abs=1e-4)
-    with pytest.raises(ValueError, match=r"picture must have shape \(N, 3 or 4, H, W\), got \(1, 2, 2\)"):
-        over_colour(opaque[:, 0], (0, 0, 0))
-    for wrong in ((0, 0), (0, 0, 2), (0, 0, math.nan)):
-        with pytest.raises(ValueError, match="colour must be three numbers in"):
-            over_colour(opaque, wrong)
 
 
 def test_full_alpha_goes() -> None:
