@@ -205,11 +205,11 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     """SD's encoder, its input widened to the stack [F, B, m]."""
 
-    def __init__(self, config: AutoencoderConfig, ops: Any) -> None:
+    def __init__(self, config: AutoencoderConfig, ops: Any, in_channels: int = STACK_CHANNELS) -> None:
         """Make the encoder with ops' layer classes."""
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = ops.Conv2d(STACK_CHANNELS * config.patch_size**2, widths[0], 3, padding=1)
+        self.conv_in = ops.Conv2d(in_channels * config.patch_size**2, widths[0], 3, padding=1)
         last = len(widths) - 1
         self.down_blocks = nn.ModuleList([
             Level([widths[max(i - 1, 0)], *[width] * config.layers_per_block], groups, ops,
@@ -221,7 +221,7 @@ class Encoder(nn.Module):
         self.conv_out = ops.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 7 p^2, H / p, W / p) -> moments (N, 2C, h, w)."""
+        """(N, in p^2, H / p, W / p) -> moments (N, 2C, h, w)."""
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from text2layer_core import metrics
+from text2layer_core.autoencoder import DecodedLayers, LatentDistribution
 from text2layer_core.checkpoint import Text2LayerModel, bundled_model_path, load_checkpoint
 from text2layer_core.compositing import compose
 from text2layer_core.layers import TwoLayerImage
@@ -33,6 +34,18 @@ _PROBE_SCENES, _PROBE_UNSEEN = 2000, 500
 _PROBE_SIDE = 8
 _MOST_DECIBEL = 100.0
 _SHEET_COLUMNS = 8
+
+
+class LayeredCoder(Protocol):
+    """What codes the stack [F, B, m]: CaT2I-AE, or a baseline in its place."""
+
+    def encode_stack(self, stack: Tensor) -> LatentDistribution:
+        """(N, 7, H, W) -> the distribution of z."""
+        ...
+
+    def decode(self, latents: Tensor) -> DecodedLayers:
+        """Z -> layers in [0, 1]."""
+        ...
 
 
 def thumbnail(picture: Tensor) -> Tensor:
@@ -58,6 +71,35 @@ def layer_figures(prediction: TwoLayerImage, truth: TwoLayerImage) -> dict[str, 
 
 
 @torch.no_grad()
+def check_reconstruction(
+    autoencoder: LayeredCoder, source: IconSource, count: int, device: torch.device
+) -> dict[str, float | None]:
+    """Reconstruction of a source's first scenes: figure name -> mean over the scenes; None where none has it."""
+    found: dict[str, list[Tensor]] = {}
+    for start in tqdm(range(0, count, _BATCH), desc="autoencoder", unit="batch", file=sys.stderr):
+        truth = source.batch(start, min(_BATCH, count - start), device).image
+        decoded = autoencoder.decode(autoencoder.encode_stack(truth.stack()).mode())
+        figures = layer_figures(decoded.layers, truth)
+        if decoded.predicted_composed is not None:
+            figures["predicted_composed_psnr"] = _psnr(decoded.predicted_composed, compose(truth))
+        for key, values in figures.items():
+            found.setdefault(key, []).append(values.cpu())
+    return _means(found)
+
+
+def check_thumbnails(source: IconSource, count: int, device: torch.device) -> dict[str, float | None]:
+    """The same figures of the scenes' thumbnails."""
+    found: dict[str, list[Tensor]] = {}
+    for start in range(0, count, _BATCH):
+        truth = source.batch(start, min(_BATCH, count - start), device).image
+        blurred = TwoLayerImage(*(thumbnail(part) for part in (truth.foreground, truth.background, truth.mask)))
+        figures = layer_figures(blurred, truth)
+        figures["composed_psnr"] = _psnr(thumbnail(compose(truth)), compose(truth))
+        for key, values in figures.items():
+            found.setdefault(key, []).append(values.cpu())
+    return _means(found)
+
+
 def check_autoencoder(model: Text2LayerModel, source: IconSource, count: int, device: torch.device) -> dict[str, Any]:
     """Reconstruction of held-out scenes, beside their thumbnails'.
 
@@ -70,23 +112,10 @@ def check_autoencoder(model: Text2LayerModel, source: IconSource, count: int, de
     Returns:
         Figure name -> {"model", "thumbnail"}, means over the scenes; None where no scene has that figure.
     """
-    autoencoder = model.autoencoder.to(device).eval()
-    found: dict[str, dict[str, list[Tensor]]] = {"model": {}, "thumbnail": {}}
-    for start in tqdm(range(0, count, _BATCH), desc="autoencoder", unit="batch", file=sys.stderr):
-        truth = source.batch(start, min(_BATCH, count - start), device).image
-        decoded = autoencoder.decode(autoencoder.encode(truth).mode())
-        blurred = TwoLayerImage(*(thumbnail(part) for part in (truth.foreground, truth.background, truth.mask)))
-        for name, prediction in (("model", decoded.layers), ("thumbnail", blurred)):
-            figures = layer_figures(prediction, truth)
-            if name == "thumbnail":
-                figures["composed_psnr"] = _psnr(thumbnail(compose(truth)), compose(truth))
-            elif decoded.predicted_composed is not None:
-                figures["predicted_composed_psnr"] = _psnr(decoded.predicted_composed, compose(truth))
-            for key, values in figures.items():
-                found[name].setdefault(key, []).append(values.cpu())
-    means = {name: {key: _finite(torch.cat(values).nanmean()) for key, values in figures.items()}
-             for name, figures in found.items()}
-    return {key: {name: means[name][key] for name in means if key in means[name]} for key in means["model"]}
+    reached = check_reconstruction(model.autoencoder.to(device).eval(), source, count, device)
+    blurred = check_thumbnails(source, count, device)
+    return {key: {"model": value} | ({"thumbnail": blurred[key]} if key in blurred else {})
+            for key, value in reached.items()}
 
 
 class PlaceProbe:
@@ -203,6 +232,10 @@ def _spread(groups: Tensor) -> float | None:
     differences = (groups.unsqueeze(1) - groups.unsqueeze(2)).square().mean(dim=(3, 4, 5)).sqrt()
     count = groups.shape[1]
     return float(differences.sum() / (len(groups) * count * (count - 1))) if count > 1 else None
+
+
+def _means(found: Mapping[str, Sequence[Tensor]]) -> dict[str, float | None]:
+    return {key: _finite(torch.cat(list(values)).nanmean()) for key, values in found.items()}
 
 
 def _finite(value: Tensor) -> float | None:

@@ -291,7 +291,7 @@ class DiffusionTask:
 
     def sheet(self, path: Path, images: int, device: torch.device) -> None:
         """Fixed held-out prompts: composed, foreground, background, mask."""
-        output = Text2LayerPipeline(self._checkpoint(images), device)(
+        output = Text2LayerPipeline(self.checkpoint(images), device)(
             self._prompts, width=self._config.data.size, height=self._config.data.size, seed=0, steps=25,
             guidance_scale=self._config.guidance_scale,
         )
@@ -301,7 +301,7 @@ class DiffusionTask:
 
     def export(self, path: Path, images: int) -> None:
         """The whole model in one file; CLIP is left out."""
-        save_checkpoint(path, self._checkpoint(images))
+        save_checkpoint(path, self.checkpoint(images))
 
     def load_weights(self, path: Path) -> int:
         """UNet, text encoder and latent scale of a checkpoint of the same shape, trained on the same autoencoder."""
@@ -320,7 +320,8 @@ class DiffusionTask:
             self.model.latent_scale.fill_(model.schedule.latent_scale)
         return int(model.card.get("images", 0))
 
-    def _checkpoint(self, images: int) -> Text2LayerModel:
+    def checkpoint(self, images: int) -> Text2LayerModel:
+        """The whole model with its card."""
         config = self._config
         card: dict[str, Any] = {
             "images": images, "resolution": config.data.size, "seed": config.training.seed, "stage": "diffusion",

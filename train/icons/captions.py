@@ -76,7 +76,7 @@ def _free_form(scene: SceneDescription, rng: np.random.Generator) -> str:
         return f"{_place(scene, rng)}{_time(scene, rng)}, {_subject(scene, rng)}"
     if form == 2:
         return f"{name} {_place(scene, rng)}"
-    return f"{_article(name)} {name} {_place(scene, rng)}{_position(scene, rng)}{_time(scene, rng)}"
+    return f"{indefinite(name)} {_place(scene, rng)}{_position(scene, rng)}{_time(scene, rng)}"
 
 
 def _subject(scene: SceneDescription, rng: np.random.Generator) -> str:
@@ -106,6 +106,11 @@ def _time(scene: SceneDescription, rng: np.random.Generator) -> str:
 
 def _position(scene: SceneDescription, rng: np.random.Generator) -> str:
     return f", {rng.choice(_POSITION_PHRASES[scene.position])}" if scene.position in _POSITION_PHRASES else ""
+
+
+def indefinite(noun: str) -> str:
+    """The noun with its article: "a fox", "an owl"."""
+    return f"{_article(noun)} {noun}"
 
 
 def _article(word: str) -> str:

@@ -1,0 +1,234 @@
+"""Pictures drawn by a model and what the icon evaluator and the exact truth say of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from text2layer_core import metrics
+from text2layer_core.compositing import compose
+from text2layer_core.distribution import frechet_distance, kernel_distance
+from text2layer_core.layers import TwoLayerImage
+from text2layer_core.pipeline import Text2LayerPipeline
+from train.data import ArrayCache
+from train.evaluator import IconEvaluator
+from train.icons.source import IconSource
+
+RESAMPLES = 1000
+_FREE_ALARMS = 0.01
+_MOST_DECIBEL = 100.0
+_SPRITE_SIDE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How pictures are drawn.
+
+    Attributes:
+        count: pictures, one for each of a source's first captions.
+        seed: of the first picture; picture k has seed + k.
+        steps: of the sampler.
+        guidance_scale: of the sampler.
+        sampler: "ddim" or "dpmpp".
+        batch_size: pictures at a time.
+    """
+
+    count: int
+    seed: int = 0
+    steps: int = 50
+    guidance_scale: float = 7.5
+    sampler: str = "ddim"
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn: layers (n, ...) in steps of 1/255 as files have them, and the auxiliary head's pictures."""
+
+    layers: TwoLayerImage
+    predicted_composed: Tensor | None
+
+
+def draw(pipeline: Text2LayerPipeline, source: IconSource, drawing: Drawing, folder: Path, key: object) -> Drawn:
+    """Draws a source's first captions into a folder; the same call goes on where the last one stopped.
+
+    Args:
+        pipeline: the model.
+        source: whose captions and size.
+        drawing: how.
+        folder: of the drawn pictures.
+        key: what tells this model from others (plain values): another one starts afresh.
+
+    Returns:
+        All pictures.
+    """
+    size, prompts = source.size, source.captions(0, drawing.count)
+    shapes = {"stack": ((7, size, size), "uint8"), "predicted": ((3, size, size), "uint8")}
+    cache = ArrayCache(folder, drawing.count, shapes, [key, repr(drawing), prompts])
+    has_head = True
+    with tqdm(total=drawing.count, initial=cache.filled, desc="draw", unit="image", file=sys.stderr) as bar:
+        while cache.filled < drawing.count:
+            start = cache.filled
+            block = prompts[start : start + drawing.batch_size]
+            output = pipeline(block, width=size, height=size, seed=drawing.seed + start, steps=drawing.steps,
+                              guidance_scale=drawing.guidance_scale, sampler=drawing.sampler)
+            predicted = output.predicted_composed
+            cache.store({"stack": _bytes(output.layers.stack()),
+                         "predicted": _bytes(output.composed if predicted is None else predicted)})
+            bar.update(len(block))
+    has_head = "composed" in pipeline.model.autoencoder.config.heads
+    stack, guess = (torch.from_numpy(np.array(cache.arrays[name])).float() / 255 for name in ("stack", "predicted"))
+    return Drawn(TwoLayerImage.from_stack(stack), guess if has_head else None)
+
+
+def _bytes(pictures: Tensor) -> np.ndarray[Any, Any]:
+    return (pictures.clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+class Judge:
+    """An evaluator with what it needs of the truth: a reference set, a vocabulary, and a threshold.
+
+    Attributes:
+        threshold: the thing's score from which a background counts as holding it: 1 % of true ones do.
+    """
+
+    def __init__(self, evaluator: IconEvaluator, source: IconSource, references: int, seed: int = 1 << 20) -> None:
+        """Looks at true scenes.
+
+        Args:
+            evaluator: the networks.
+            source: of the prompts; things and places must be among the evaluator's.
+            references: true scenes that the Frechet distance compares with.
+            seed: index of the first of them, beyond the scenes whose captions are drawn.
+
+        Raises:
+            ValueError: the evaluator was not trained on one of the source's things or places.
+        """
+        names = [thing.name for thing in source.things]
+        unknown = [name for name in names if name not in evaluator.things]
+        unknown += [place for place in source.places if place not in evaluator.places]
+        if unknown:
+            raise ValueError(f"the evaluator must know every thing and place, got {', '.join(unknown)}")
+        self.evaluator, self._source = evaluator, source
+        self._things = torch.tensor([evaluator.things.index(name) for name in names])
+        self._places = torch.tensor([evaluator.places.index(place) for place in source.places])
+        self._bank = metrics.sprite_bank(*source.sprites(_SPRITE_SIDE))
+        features: list[Tensor] = []
+        scores: list[Tensor] = []
+        for start in tqdm(range(0, references, 64), desc="references", unit="batch", file=sys.stderr):
+            image = source.batch(seed + start, min(64, references - start)).image
+            features.append(evaluator.features(compose(image)))
+            asked, _ = self._asked(seed + start, len(image.mask))
+            scores.append(self._thing_scores(image.background).gather(1, asked[:, None])[:, 0])
+        self.references = torch.cat(features)
+        self.threshold = float(torch.cat(scores).quantile(1 - _FREE_ALARMS))
+
+    def figures(self, drawn: Drawn) -> dict[str, Tensor]:
+        """Figures of each picture (n,), in shares, dB, 1/255 or the evaluator's cosines; NaN where there is none."""
+        layers, composed = drawn.layers, compose(drawn.layers)
+        things, places = self._asked(0, len(composed))
+        statistics = metrics.mask_statistics(layers.mask)
+        found = {
+            "similarity": self.evaluator.similarity(composed, self._source.captions(0, len(composed))),
+            "thing_top1": (self._thing_scores(composed).argmax(1) == things).float(),
+            "place_top1": (self.evaluator.place_scores(composed)[:, self._places].argmax(1) == places).float(),
+            "thing_top1_nearest_sprite": (
+                metrics.nearest_sprite(layers.foreground, layers.mask, self._bank) == things).float(),
+            "iou_saliency": metrics.soft_iou(layers.mask, self.evaluator.segment(composed)),
+            "leakage": (self._thing_scores(layers.background).gather(1, things[:, None])[:, 0]
+                        > self.threshold).float(),
+            "fringe": metrics.fringe(layers.foreground, layers.mask),
+            "ghost": metrics.ghost(layers.background, layers.mask),
+            "mask_area": statistics.area,
+            "mask_softness": statistics.softness,
+            "mask_components": statistics.components.float(),
+        }
+        if drawn.predicted_composed is not None:
+            consistency = metrics.consistency_psnr(drawn.predicted_composed, composed)
+            found["consistency_psnr"] = consistency.clamp(max=_MOST_DECIBEL)
+        return found
+
+    def distances(self, composed: Tensor) -> dict[str, Interval]:
+        """Frechet and kernel distance of composed pictures (n, 3, H, W) to the references."""
+        features = self.evaluator.features(composed)
+        return {
+            "frechet_distance": resampled_distance(features, self.references, frechet_distance),
+            "kernel_distance": resampled_distance(features, self.references, kernel_distance),
+        }
+
+    def truth(self, count: int) -> Drawn:
+        """The true layers of the same captions, the upper bound of most figures."""
+        return Drawn(self._source.batch(0, count).image, None)
+
+    def _thing_scores(self, pictures: Tensor) -> Tensor:
+        return self.evaluator.thing_scores(pictures)[:, self._things]
+
+    def _asked(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Indices of the source's things and places that its scenes show, (count,) each."""
+        scenes = self._source.scenes(start, count)
+        keys = [thing.key for thing in self._source.things]
+        return (torch.tensor([keys.index(scene.thing.key) for scene in scenes]),
+                torch.tensor([self._source.places.index(scene.place) for scene in scenes]))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """The figure and half of the interval's width."""
+        return f"{self.value:.3f} ± {(self.high - self.low) / 2:.3f}"
+
+
+def mean_interval(values: Tensor, seed: int = 0) -> Interval:
+    """The mean over pictures (n,), NaN left out, between the 2.5 % and 97.5 % points of bootstrapped means."""
+    values = values[values.isfinite()].double()
+    if not len(values):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    rows = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(seed))
+    means = values[rows].mean(dim=1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return Interval(float(values.mean()), low, high)
+
+
+def resampled_distance(
+    features: Tensor, references: Tensor, distance: Callable[[Tensor, Tensor], float], seed: int = 0, groups: int = 10
+) -> Interval:
+    """A distance of two sets with an interval by the delete-a-group jackknife (Wolter 2007, chapter 4).
+
+    A bootstrap draws pictures twice, which moves these distances themselves; leaving groups out hardly does.
+
+    Args:
+        features: (n, D) of what is judged.
+        references: (m, D).
+        distance: of two sets.
+        seed: of the groups.
+        groups: how many.
+
+    Returns:
+        The distance of all features, plus and minus 1.96 standard errors.
+    """
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    left = [distance(features[torch.cat([part for j, part in enumerate(order.chunk(groups)) if j != i])], references)
+            for i in range(groups)]
+    mean = sum(left) / groups
+    error = ((groups - 1) / groups * sum((value - mean) ** 2 for value in left)) ** 0.5
+    value = distance(features, references)
+    return Interval(value, value - 1.96 * error, value + 1.96 * error)
+
+
+def intervals(figures: Mapping[str, Tensor], names: Sequence[str] | None = None) -> dict[str, Interval]:
+    """The means of figures with their intervals."""
+    return {name: mean_interval(figures[name]) for name in (names or figures) if name in figures}

@@ -1,0 +1,324 @@
+"""The paper's tables in miniature, on data whose truth is exact: `python -m train.tables --config FILE`.
+
+Every system is trained on the same scenes, in the same order, with the same recipe, and judged by the same evaluator.
+The command goes on where it was stopped and skips what is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
+from text2layer_core.checkpoint import bundled_model_path
+from text2layer_core.compositing import compose
+from text2layer_core.layers import TwoLayerImage
+from text2layer_core.pipeline import Text2LayerPipeline
+from text2layer_core.schedule import ScheduleConfig
+from text2layer_core.unet import UNetConfig
+from train.baselines import (
+    FlatAutoencoder,
+    ImageAutoencoder,
+    ImageAutoencoderTask,
+    LayeredBaseline,
+    SeparateAutoencoder,
+    UnfilteredSource,
+)
+from train.check import check_reconstruction
+from train.config import load_config
+from train.data import DataConfig, Source, expand, open_source
+from train.engine import Run, Task, TrainingConfig, fit, resume
+from train.evaluator import IconEvaluator, load_evaluator
+from train.icons.source import IconSource
+from train.judge import Drawing, Drawn, Judge, draw, intervals
+from train.pictures import save_grid
+from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig, LossConfig
+from train.train_diffusion import DiffusionTask, DiffusionTrainingConfig, LatentSource, TextConfig, make_text_encoder
+from train.write_tables import write_tables
+
+Layout = Literal["joint", "separate", "flat"]
+_RECONSTRUCTIONS = 512
+_SHEET_COLUMNS, _SHEET_PICTURES = 8, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesConfig:
+    """The whole config file.
+
+    Attributes:
+        run: folder of all runs, outside the checkout.
+        seeds: of weights and noise; each trains all systems.
+        data: icons; the pictures judged are other scenes of the same kinds.
+        cached: samples drawn and encoded once.
+        unfiltered_share: samples with a defect in the data that nobody filtered.
+        fine_tuning_share: of the images that the fine-tuned system sees, as the paper's 25k steps of 75k.
+        autoencoder: of CaT2I-AE, and of the image autoencoder (trunk and head).
+        losses: the paper's.
+        balanced: ours.
+        unet: its in_channels is replaced by what each autoencoder has.
+        text: checkpoint whose text encoder all systems share, frozen as the paper's CLIP; None is the bundled model.
+        drawing: of the judged pictures.
+        references: true scenes under the Frechet distance.
+    """
+
+    run: str
+    seeds: tuple[int, ...]
+    data: DataConfig
+    cached: int
+    autoencoder: AutoencoderConfig
+    losses: LossConfig
+    balanced: LossConfig
+    autoencoder_training: TrainingConfig
+    unet: UNetConfig
+    diffusion_training: TrainingConfig
+    drawing: Drawing
+    references: int
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    foreground_weight: float = 0.0
+    unfiltered_share: float = 0.4
+    fine_tuning_share: float = 0.33
+    text: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coder:
+    """An autoencoder of the tables."""
+
+    joint: bool = True
+    composed_head: bool = True
+    balanced: bool = False
+    filtered: bool = True
+
+
+CODERS = {
+    "joint": Coder(),
+    "no-sup": Coder(composed_head=False),
+    "images": Coder(joint=False),
+    "unfiltered": Coder(filtered=False),
+    "balanced": Coder(balanced=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A row of the tables: its name there, its autoencoder, what the UNet sees of it, and where its weights begin."""
+
+    title: str
+    coder: str
+    layout: Layout = "joint"
+    begins_as: str | None = None
+
+
+SYSTEMS = {
+    "cat2i": System(title="CaT2I-AE-SD", coder="joint"),
+    "no-sup": System(title="CaT2I-AE-SD (no-sup)", coder="no-sup"),
+    "sd-ae": System(title="SD-AE-UNet", coder="images", layout="separate"),
+    "flat": System(title="SD-L2I", coder="images", layout="flat"),
+    "sd-ae-ft": System(title="SD-AE-UNet (ft)", coder="images", layout="separate", begins_as="flat"),
+    "unfiltered": System(title="CaT2I-AE-SD, unfiltered data", coder="unfiltered"),
+    "balanced": System(title="CaT2I-AE-SD, balanced (ours)", coder="balanced"),
+}
+
+
+class Interrupted(Exception):
+    """Training was stopped; its state is saved."""
+
+
+class Workshop:
+    """Trains what a table needs, for one seed, and keeps it in folders of its own."""
+
+    def __init__(self, config: TablesConfig, seed: int) -> None:
+        """Nothing is trained yet."""
+        self._config, self._seed = config, seed
+        self._folder = expand(config.run) / f"seed-{seed}"
+        self._accelerator = Accelerator(
+            mixed_precision="bf16" if config.diffusion_training.precision == "bf16" else "no"
+        )
+        self._device = self._accelerator.device
+
+    def train(self, name: str) -> None:
+        """Trains one system and what it stands on, as far as it is not done."""
+        self._diffusion(name)
+
+    def figures(self, name: str, evaluator: IconEvaluator) -> dict[str, Any]:
+        """What one system reaches; from its file where it is there already."""
+        path = self._folder / f"{name}.json"
+        key = json.loads(json.dumps([asdict(self._config), evaluator.card]))
+        if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
+            return stored["figures"]
+        figures = self._measure(name, evaluator)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"key": key, "figures": figures}), encoding="utf-8")
+        temporary.replace(path)
+        return figures
+
+    def _measure(self, name: str, evaluator: IconEvaluator) -> dict[str, Any]:
+        system = SYSTEMS[name]
+        run, task = self._diffusion(name)
+        data = self._config.data
+        unseen = open_source(replace(data, seed=data.seed + 1))
+        if not isinstance(unseen, IconSource):
+            raise ValueError(f"data: source must be icons, got {data.source}")
+        judge = Judge(evaluator, unseen, self._config.references)
+        with run.averaged_weights():
+            pipeline = Text2LayerPipeline(task.checkpoint(run.images), self._device)
+            drawn = draw(pipeline, unseen, self._config.drawing, self._folder / name / "drawn",
+                         [asdict(self._config), self._seed])
+        if system.layout == "flat":
+            picture = drawn.layers.foreground
+            drawn = Drawn(TwoLayerImage(picture, drawn.layers.background, evaluator.segment(picture)), None)
+        composed = compose(drawn.layers)
+        save_grid(self._folder / name / "drawn.png", [
+            torch.cat(list(part[:_SHEET_PICTURES].expand(-1, 3, -1, -1).split(_SHEET_COLUMNS)))
+            for part in (composed, drawn.layers.foreground, drawn.layers.background, drawn.layers.mask)
+        ])
+        found = intervals(judge.figures(drawn)) | judge.distances(composed)
+        reconstruction = self._reconstruction(system, unseen)
+        return {"images": run.images, "reconstruction": reconstruction,
+                **{key: asdict(value) for key, value in found.items()}}
+
+    def _reconstruction(self, system: System, source: IconSource) -> dict[str, float | None]:
+        """What the autoencoder alone keeps of true scenes."""
+        coder = self._layered(system, self._coder(system.coder))
+        return check_reconstruction(coder.to(self._device).eval(), source, _RECONSTRUCTIONS, self._device)
+
+    def _coder(self, name: str) -> CaT2IAutoencoder:
+        """A trained autoencoder with its average weights, CaT2I-AE's or the image one."""
+        coder, config = CODERS[name], self._config
+        training = replace(config.autoencoder_training, seed=self._seed)
+        whole = AutoencoderTrainingConfig(
+            run=str(self._folder / f"autoencoder-{name}"), data=config.data, training=training,
+            autoencoder=replace(config.autoencoder, composed_head=coder.composed_head),
+            losses=config.balanced if coder.balanced else config.losses, cached=config.cached,
+        )
+        set_seed(self._seed)
+        source = self._source(filtered=coder.filtered)
+        task = AutoencoderTask(whole, source) if coder.joint else ImageAutoencoderTask(whole, source)
+        run = self._fit(Path(whole.run), training, task)
+        if run.ema is not None:
+            task.autoencoder.load_state_dict(run.ema.state_dict())
+        return task.autoencoder
+
+    def _source(self, *, filtered: bool) -> Source:
+        source = open_source(self._config.data)
+        return source if filtered else UnfilteredSource(source, self._config.unfiltered_share, self._config.data.seed)
+
+    def _layered(self, system: System, coder: CaT2IAutoencoder) -> CaT2IAutoencoder | LayeredBaseline:
+        """What codes the layers for the UNet."""
+        if isinstance(coder, ImageAutoencoder):
+            return SeparateAutoencoder(coder) if system.layout == "separate" else FlatAutoencoder(coder)
+        return coder
+
+    def _diffusion(self, name: str) -> tuple[Run, DiffusionTask]:
+        """A trained system."""
+        system, config = SYSTEMS[name], self._config
+        coder: Any = self._layered(system, self._coder(system.coder))
+        training = replace(config.diffusion_training, seed=self._seed)
+        if system.begins_as is not None:
+            images = round(training.images * config.fine_tuning_share) // training.batch_size * training.batch_size
+            training = replace(training, images=images)
+        whole = DiffusionTrainingConfig(
+            run=str(self._folder / name), autoencoder="", data=config.data, training=training,
+            unet=replace(config.unet, in_channels=coder.config.latent_channels),
+            text=TextConfig(pretrained=config.text or str(bundled_model_path())), schedule=config.schedule,
+            foreground_weight=config.foreground_weight, cached=config.cached,
+            guidance_scale=config.drawing.guidance_scale,
+        )
+        set_seed(self._seed)
+        source = self._source(filtered=CODERS[system.coder].filtered)
+        text_encoder = make_text_encoder(whole.text, source).requires_grad_(False)
+        latents = LatentSource(source, coder, whole, self._device)
+        schedule = replace(config.schedule, latent_scale=latents.measured_scale(self._device))
+        task = _SystemTask(whole, latents, text_encoder, schedule, source.captions(0, _SHEET_COLUMNS), self._device)
+        if system.begins_as is not None and not any((self._folder / name / "states").glob("*.pt")):
+            other_run, other = self._diffusion(system.begins_as)
+            with other_run.averaged_weights():
+                widen_unet(task.model.unet, other.model.unet)
+        return self._fit(Path(whole.run), training, task), task
+
+    def _fit(self, folder: Path, training: TrainingConfig, task: Task) -> Run:
+        """Trains to the end, from where an earlier call stopped."""
+        run = Run(folder, training, self._accelerator, task)
+        resume(run, "auto")
+        if run.images < training.images:
+            print(f"{folder.parent.name}: {folder.name}", file=sys.stderr)
+            fit(run)
+        if run.images < training.images:
+            raise Interrupted(folder.name)
+        return run
+
+
+class _SystemTask(DiffusionTask):
+    """A system's training; its states are what the tables are made from."""
+
+    def export(self, path: Path, images: int) -> None:
+        """Nothing: no tool loads a baseline."""
+
+
+@torch.no_grad()
+def widen_unet(wide: nn.Module, narrow: nn.Module) -> None:
+    """Copies a UNet into one with several times its latent channels, as the paper widens SD v1's at both ends.
+
+    The paper is silent about how: here every part of the wide latent enters through the narrow weights, divided by the
+    number of parts, and leaves through them.
+    """
+    state = dict(narrow.state_dict())
+    shapes = {key: tensor.shape for key, tensor in wide.state_dict().items()}
+    parts = shapes["conv_in.weight"][1] // state["conv_in.weight"].shape[1]
+    state["conv_in.weight"] = state["conv_in.weight"].repeat(1, parts, 1, 1) / parts
+    for key in ("conv_out.weight", "conv_out.bias"):
+        state[key] = state[key].repeat(parts, *[1] * (state[key].ndim - 1))
+    wide.load_state_dict(state)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; 0, 2 with one line on bad input, 130 when it was stopped."""
+    parser = argparse.ArgumentParser(prog="python -m train.tables", description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "tables.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="overrides a key of the config")
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS),
+                        help="rows (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="some of the config's (default: all)")
+    parser.add_argument("--evaluator", type=Path, help="icon evaluator (default: the one beside the bundled model)")
+    parser.add_argument("--train-only", action="store_true", help="train without judging: needs no evaluator")
+    parser.add_argument("--out", type=Path, help="Markdown file (default: print)")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_config(arguments.config, arguments.set, TablesConfig)
+        unknown = set(arguments.seeds or ()) - set(config.seeds)
+        if unknown:
+            raise ValueError(f"--seeds must be among {list(config.seeds)}, got {sorted(unknown)}")
+        shops = {seed: Workshop(config, seed) for seed in arguments.seeds or config.seeds}
+        for shop in shops.values():
+            for name in arguments.systems:
+                shop.train(name)
+        if arguments.train_only:
+            return 0
+        evaluator = load_evaluator(arguments.evaluator)
+        results = {seed: {name: shop.figures(name, evaluator) for name in arguments.systems}
+                   for seed, shop in shops.items()}
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted:
+        return 130
+    text = write_tables(config, results, {name: system.title for name, system in SYSTEMS.items()})
+    if arguments.out is None:
+        print(text)
+    else:
+        arguments.out.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

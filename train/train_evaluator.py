@@ -1,0 +1,230 @@
+"""Trains the icon evaluator on true scenes: `python -m train.train_evaluator --config FILE`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from text2layer_core.compositing import blend
+from text2layer_core.metrics import soft_iou
+from text2layer_core.text_encoder import train_tokenizer
+from train.data import DataConfig, open_source
+from train.engine import Objective, Part, TrainingConfig
+from train.evaluator import (
+    NOTHING,
+    EvaluatorConfig,
+    IconEvaluator,
+    load_evaluator,
+    place_texts,
+    save_evaluator,
+    source_vocabulary,
+    thing_texts,
+)
+from train.icons.captions import SceneDescription
+from train.icons.source import IconSource
+from train.launch import launch
+from train.pictures import save_grid
+
+_TOKENIZER_CAPTIONS = 20_000
+_SHEET_SAMPLES = 8
+_EMPTY_EVERY = 8
+_BLOCK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorTrainingConfig:
+    """The whole config file.
+
+    Attributes:
+        run: run folder, outside the checkout.
+        data: icons; its size is that of the held-out figures.
+        evaluator: sizes of the networks.
+        sizes: pixels a side of the batches, in turn, multiples of 16.
+        cached: must stay 0: scenes are drawn afresh.
+    """
+
+    run: str
+    data: DataConfig
+    evaluator: EvaluatorConfig
+    training: TrainingConfig
+    sizes: tuple[int, ...] = (64,)
+    cached: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if self.cached:
+            raise ValueError(f"cached must be 0, got {self.cached}")
+        if not self.sizes or any(size < 16 or size % 16 for size in self.sizes):
+            raise ValueError(f"sizes must be multiples of 16, got {list(self.sizes)}")
+
+
+@dataclass(frozen=True)
+class EvaluatorBatch:
+    """One part: pictures (n, 3, H, W), masks (n, 1, H, W), tokens (n, L), which thing (n,) and which place (n,).
+
+    Every eighth picture is a bare background: its mask is 0, its thing the number of things.
+    """
+
+    pictures: Tensor
+    masks: Tensor
+    ids: Tensor
+    things: Tensor
+    places: Tensor
+
+
+class MatcherObjective(nn.Module):
+    """Pictures find their captions in the batch, their thing among all things and their place among all places."""
+
+    def __init__(self, evaluator: IconEvaluator) -> None:
+        """Looks at the image-text half."""
+        super().__init__()
+        self.matcher = evaluator.matcher
+        texts = [*thing_texts(evaluator.things), *place_texts(evaluator.places)]
+        self._ids = self.matcher.text.tokenize(texts)
+        self._things = len(evaluator.things) + 1
+
+    def forward(self, batch: EvaluatorBatch) -> dict[str, Tensor]:
+        """The sum "loss", its three cross entropies, and the share of things found."""
+        pictures = self.matcher.embed_pictures(batch.pictures)
+        texts = self.matcher.embed_tokens(torch.cat([batch.ids, self._ids.to(batch.ids.device)]))
+        captions, names = texts[: len(batch.ids)], texts[len(batch.ids) :]
+        logits = self.matcher.scale * pictures @ captions.T
+        labels = torch.arange(len(pictures), device=pictures.device)
+        caption = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+        scores = self.matcher.scale * pictures @ names.T
+        things, places = scores[:, : self._things], scores[:, self._things :]
+        thing, place = functional.cross_entropy(things, batch.things), functional.cross_entropy(places, batch.places)
+        hits = (things.argmax(1) == batch.things).float().mean()
+        return {"loss": caption + thing + place, "caption": caption, "thing": thing, "place": place, "top1": hits}
+
+
+class SegmenterObjective(nn.Module):
+    """Cross entropy and 1 - soft IoU of the mask."""
+
+    def __init__(self, evaluator: IconEvaluator) -> None:
+        """Looks at the segmenter."""
+        super().__init__()
+        self.segmenter = evaluator.segmenter
+
+    def forward(self, batch: EvaluatorBatch) -> dict[str, Tensor]:
+        """The sum "loss" and the mean soft IoU of pictures that show something."""
+        logits = self.segmenter(batch.pictures).float()
+        entropy = functional.binary_cross_entropy_with_logits(logits, batch.masks)
+        shown = batch.masks.amax(dim=(1, 2, 3)) > 0
+        iou = soft_iou(logits.sigmoid()[shown], batch.masks[shown]).mean()
+        return {"loss": entropy + 1 - iou, "iou": iou}
+
+
+class EvaluatorTask:
+    """What `engine.fit` trains."""
+
+    def __init__(self, config: EvaluatorTrainingConfig, sources: Sequence[IconSource]) -> None:
+        """Builds the networks with the current seed; a source for each of the config's sizes."""
+        self._config, self._sources = config, sources
+        captions = [*sources[0].captions(0, _TOKENIZER_CAPTIONS), NOTHING, NOTHING]
+        tokenizer = train_tokenizer(captions, config.evaluator.text.vocab_size)
+        self.evaluator = IconEvaluator(config.evaluator, tokenizer.to_str(), *source_vocabulary(sources[0]))
+        self._keys = [thing.key for thing in sources[0].things]
+        self.objectives: Sequence[Objective] = (
+            Objective("matcher", MatcherObjective(self.evaluator)),
+            Objective("segmenter", SegmenterObjective(self.evaluator)),
+        )
+        self.ema_of: nn.Module = self.evaluator
+
+    def batch(self, part: Part, device: torch.device) -> EvaluatorBatch:
+        """Samples, drawn afresh."""
+        turn = part.start // self._config.training.batch_size % len(self._sources)
+        source = self._sources[turn]
+        samples, scenes = source.batch(part.start, part.count, device), source.scenes(part.start, part.count)
+        foreground, background, masks = samples.stack.split([3, 3, 1], dim=1)
+        empty = torch.tensor([(part.start + i) % _EMPTY_EVERY == 0 for i in range(part.count)], device=device)
+        masks = torch.where(empty[:, None, None, None], 0, masks)
+        things = torch.tensor([self._keys.index(scene.thing.key) for scene in scenes], device=device)
+        captions = [_place_phrase(scene) if bare else caption
+                    for bare, caption, scene in zip(empty.tolist(), samples.captions, scenes, strict=True)]
+        return EvaluatorBatch(
+            blend(foreground, background, masks), masks, self.evaluator.matcher.text.tokenize(captions).to(device),
+            torch.where(empty, len(self._keys), things),
+            torch.tensor([source.places.index(scene.place) for scene in scenes], device=device),
+        )
+
+    @torch.no_grad()
+    def sheet(self, path: Path, images: int, device: torch.device) -> None:
+        """Pictures, what the segmenter finds in them, and the truth."""
+        batch = self.batch(Part(0, _SHEET_SAMPLES), device)
+        found = self.evaluator.segment(batch.pictures)
+        save_grid(path, [batch.pictures, found.expand(-1, 3, -1, -1), batch.masks.expand(-1, 3, -1, -1)])
+
+    def export(self, path: Path, images: int) -> None:
+        """Both networks in one file."""
+        self.evaluator.card = {"images": images, "seed": self._config.training.seed, "data": asdict(self._config.data)}
+        save_evaluator(path, self.evaluator)
+
+    def load_weights(self, path: Path) -> int:
+        """Another evaluator's weights, of the same shape."""
+        other = load_evaluator(path)
+        if other.config != self.evaluator.config or other.things != self.evaluator.things:
+            raise ValueError(f"--init-from must hold the configured evaluator, got {path}")
+        self.evaluator.load_state_dict(other.state_dict())
+        self.evaluator.matcher.text.set_tokenizer(other.matcher.text.tokenizer_json)
+        return int(other.card.get("images", 0))
+
+
+def _place_phrase(scene: SceneDescription) -> str:
+    return place_texts([scene.place])[0]
+
+
+def make_task(config: EvaluatorTrainingConfig, device: torch.device) -> EvaluatorTask:
+    """Opens a source for each size and builds the task."""
+    sources = [open_source(replace(config.data, size=size)) for size in config.sizes]
+    icons = [source for source in sources if isinstance(source, IconSource)]
+    if len(icons) < len(sources):
+        raise ValueError(f"data: source must be icons, got {config.data.source}")
+    return EvaluatorTask(config, icons)
+
+
+def held_out_figures(evaluator: IconEvaluator, source: IconSource, count: int) -> dict[str, float | int]:
+    """How well it sees true scenes that it was not trained on.
+
+    Args:
+        evaluator: the networks.
+        source: held-out scenes.
+        count: how many.
+
+    Returns:
+        Shares in [0, 1]: things and places found (top-1) in composed pictures, captions found among 64, soft IoU of the
+        segmenter, and its mean mask on bare backgrounds.
+    """
+    keys = [thing.name for thing in source.things]
+    found: dict[str, list[Tensor]] = {}
+    for start in range(0, count, _BLOCK):
+        samples = source.batch(start, min(_BLOCK, count - start))
+        image, scenes = samples.image, source.scenes(start, len(samples.stack))
+        composed = blend(image.foreground, image.background, image.mask)
+        things = torch.tensor([evaluator.things.index(keys[source.things.index(s.thing)]) for s in scenes])
+        places = torch.tensor([evaluator.places.index(scene.place) for scene in scenes])
+        captions = torch.stack([evaluator.similarity(composed, [caption] * len(composed)) for caption in
+                                samples.captions], dim=1)
+        for name, values in {
+            "thing_top1": evaluator.thing_scores(composed).argmax(1) == things,
+            "place_top1": evaluator.place_scores(composed).argmax(1) == places,
+            "caption_top1_of_64": captions.argmax(1) == torch.arange(len(composed)),
+            "segmenter_soft_iou": soft_iou(evaluator.segment(composed), image.mask),
+            "segmenter_mask_on_backgrounds": evaluator.segment(image.background).mean(dim=(1, 2, 3)),
+        }.items():
+            found.setdefault(name, []).append(values.float())
+    return {"scenes": count, **{name: round(float(torch.cat(values).mean()), 4) for name, values in found.items()}}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    return launch(argv, "train.train_evaluator", EvaluatorTrainingConfig, make_task)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

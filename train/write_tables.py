@@ -1,0 +1,166 @@
+"""docs/tables.md: the paper's figures beside ours, and which of its claims hold here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.tables import TablesConfig
+
+Results = Mapping[int, Mapping[str, Mapping[str, Any]]]
+"""Seed -> system -> what `train.tables` measured."""
+
+PAPER: dict[str, tuple[str, str, str]] = {
+    "cat2i": ("10.51", "0.251", "0.885"),
+    "no-sup": ("13.84", "0.241", "0.904"),
+    "sd-ae": ("18.53", "0.219", "0.779"),
+    "sd-ae-ft": ("20.15", "0.234", "0.670"),
+    "flat": ("11.80", "0.250", "-"),
+    "unfiltered": ("13.82", "0.234", "0.736 (human; filtered 0.799)"),
+    "balanced": ("-", "-", "-"),
+}
+"""FID on LL2I-E, CLIP score, IOU (ICON), 256 px; the unfiltered row is from the paper's ablation of the filter."""
+
+_COLUMNS = (
+    ("Frechet distance", "frechet_distance", 3), ("kernel distance", "kernel_distance", 3),
+    ("similarity", "similarity", 3), ("IOU", "iou_saliency", 3), ("thing", "thing_top1", 3),
+    ("place", "place_top1", 3), ("leakage", "leakage", 3), ("fringe", "fringe", 1), ("ghost", "ghost", 2),
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One of the paper's findings: what is compared, and whether the first should be below the second.
+
+    Attributes:
+        text: the finding.
+        paper: its figures there.
+        first: system.
+        second: system.
+        figure: of ours.
+        below: the first should be lower.
+    """
+
+    text: str
+    paper: str
+    first: str
+    second: str
+    figure: str
+    below: bool
+
+
+CLAIMS = (
+    Claim("joint beats concatenated in picture quality", "FID 10.51 against 18.53", "cat2i", "sd-ae",
+          "frechet_distance", below=True),
+    Claim("joint beats concatenated in masks", "IOU 0.885 against 0.779", "cat2i", "sd-ae", "iou_saliency",
+          below=False),
+    Claim("layered at least matches flat", "FID 10.51 against 11.80", "cat2i", "flat", "frechet_distance", below=True),
+    Claim("auxiliary I helps the picture", "FID 10.51 against 13.84", "cat2i", "no-sup", "frechet_distance",
+          below=True),
+    Claim("auxiliary I hurts the mask", "IOU 0.885 against 0.904", "cat2i", "no-sup", "iou_saliency", below=True),
+    Claim("filtering helps the picture", "FID 10.51 against 13.82", "cat2i", "unfiltered", "frechet_distance",
+          below=True),
+    Claim("filtering helps the text's match", "CLIP score 0.251 against 0.234", "cat2i", "unfiltered", "similarity",
+          below=False),
+    Claim("filtering helps the mask", "IOU (human) 0.799 against 0.736", "cat2i", "unfiltered", "iou_saliency",
+          below=False),
+)
+
+
+def claim_verdict(results: Results, claim: Claim) -> tuple[str, str]:
+    """Our figures seed by seed, and whether the finding held: "yes", "no", or "undecided" where intervals overlap.
+
+    A finding holds where the difference has its sign in every seed and no seed's intervals overlap; where only some
+    overlap, "leans yes" or "leans no" if all seeds have one sign.
+    """
+    pairs = [(found[claim.first][claim.figure], found[claim.second][claim.figure]) for found in results.values()
+             if claim.first in found and claim.second in found]
+    if not pairs:
+        return "-", "not run"
+    shown = "; ".join(f"{first['value']:.3f} against {second['value']:.3f}" for first, second in pairs)
+    signs = {(first["value"] < second["value"]) == claim.below for first, second in pairs}
+    if len(signs) > 1:
+        return shown, "undecided"
+    apart = all(first["high"] < second["low"] or second["high"] < first["low"] for first, second in pairs)
+    word = "yes" if signs == {True} else "no"
+    return shown, word if apart else f"leans {word}"
+
+
+def write_tables(config: TablesConfig, results: Results, titles: Mapping[str, str]) -> str:
+    """The whole page in Markdown."""
+    seeds = list(results)
+    names = [name for name in titles if any(name in found for found in results.values())]
+    lines = [_INTRODUCTION.format(
+        size=config.data.size, things=len(config.data.icons.things) if config.data.icons else 0,
+        places=len(config.data.icons.places) if config.data.icons else 0,
+        autoencoder=config.autoencoder_training.images, diffusion=config.diffusion_training.images,
+        count=config.drawing.count, steps=config.drawing.steps, cfg=config.drawing.guidance_scale,
+        references=config.references, share=config.unfiltered_share, tuned=config.fine_tuning_share,
+    )]
+    lines += ["## Systems", "", "| system | paper: FID, CLIP score, IOU (ICON) | seed | "
+              + " | ".join(title for title, _, _ in _COLUMNS) + " |", "|---" * (3 + len(_COLUMNS)) + "|"]
+    for name in names:
+        for seed in seeds:
+            if name in results[seed]:
+                cells = [_cell(results[seed][name], key, digits) for _, key, digits in _COLUMNS]
+                lines.append(f"| {titles[name]} | {', '.join(PAPER[name])} | {seed} | {' | '.join(cells)} |")
+    lines += ["", _COLUMNS_NOTE, "", "## The paper's claims", "",
+              "| claim | the paper | here, seed by seed | held here |", "|---|---|---|---|"]
+    for claim in CLAIMS:
+        shown, verdict = claim_verdict(results, claim)
+        lines.append(f"| {claim.text} | {claim.paper} | {_UNITS[claim.figure]} {shown} | {verdict} |")
+    lines += ["", _VERDICT_NOTE, "", "## The autoencoders alone", "",
+              "| system | seed | " + " | ".join(title for title, _ in _RECONSTRUCTION) + " |",
+              "|---" * (2 + len(_RECONSTRUCTION)) + "|"]
+    for name in names:
+        for seed in seeds:
+            if name in results[seed]:
+                kept = results[seed][name]["reconstruction"]
+                cells = [f"{kept[key]:.3f}" if kept.get(key) is not None else "-" for _, key in _RECONSTRUCTION]
+                lines.append(f"| {titles[name]} | {seed} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+_UNITS = {"frechet_distance": "Frechet", "iou_saliency": "IOU", "similarity": "similarity"}
+_RECONSTRUCTION = (
+    ("composed, dB", "composed_psnr"), ("foreground where m > 0.5, dB", "foreground_psnr"),
+    ("background, dB", "background_psnr"), ("mask, soft IoU", "mask_soft_iou"),
+    ("mask, SAD in the soft band", "mask_soft_band_sad"), ("predicted I, dB", "predicted_composed_psnr"),
+)
+
+
+def _cell(figures: Mapping[str, Any], key: str, digits: int) -> str:
+    value = figures.get(key)
+    if value is None or value["value"] != value["value"]:
+        return "-"
+    return f"{value['value']:.{digits}f} ± {(value['high'] - value['low']) / 2:.{digits}f}"
+
+
+_INTRODUCTION = """# The paper's tables in miniature
+
+Made by `python -m train.tables --out docs/tables.md`; the recipe is `train/configs/tables.yaml`. All systems see
+the same icon scenes ({things} things at {places} places, {size} x {size} pixels) in the same order: {autoencoder:,}
+images for each autoencoder, {diffusion:,} for each UNet, one seed for all of them at a time. {count} pictures of
+each are drawn with {steps} DDIM steps at guidance {cfg} and compared with {references:,} other true scenes of the
+same kinds.
+
+What differs from the paper: its size by far; icons whose layers are exact instead of segmented photographs; no
+discriminator, and a gradient loss in LPIPS's place; v-prediction, with the latent cells that the mask covers
+weighted more; the text encoder is the bundled model's, frozen; Frechet distance, similarity and IOU are those of
+the icon evaluator (models/README.md) instead of Inception, CLIP and ICON, so that only comparisons within a column
+mean anything. The image autoencoder of SD-AE-UNet and SD-L2I has CaT2I-AE's trunk and saw F, B, m and I in equal
+shares, so that, unlike Stable Diffusion's, it knows masks; its latents have as many channels each as CaT2I-AE's.
+The fine-tuned system starts from SD-L2I's weights and sees {tuned:.0%} of the images. A share of {share:.0%} of the
+unfiltered samples has one of the paper's five defects (thing cut in half, background in the mask, a speck of a
+mask; the thing left in the hole, a filling that does not fit). SD-L2I's mask is the saliency reference's own, so
+its IOU is 1 by definition and its layers are the picture.
+"""
+_COLUMNS_NOTE = """Frechet and kernel distance: lower is better, 95 % intervals by a jackknife over ten groups. The
+others are means over the pictures with bootstrapped 95 % intervals: similarity is the evaluator's cosine of picture and caption; IOU
+that of the mask and the saliency reference run on the composed picture, as the paper's IOU (ICON); thing and place
+the share found by text; leakage the share of backgrounds that still hold the thing (1 % of true ones would); fringe
+in 1/255; ghost 1 is no trace."""
+_VERDICT_NOTE = """"yes" and "no": every seed agrees and the intervals are apart in each. "leans": every seed
+agrees, some intervals overlap. "undecided": the seeds disagree."""
