@@ -1,7 +1,7 @@
 """How well a map says where the salient thing is: MAE, S-, E- and F-measure, the figures of salient object detection.
 
 They follow pysodmetrics, which today's papers use. A map is brought to 8 bit and then stretched to its own range; the
-truth is the thing where it is above one half. All figures are computed in float64.
+truth is the thing where its 8-bit value is above 128. All figures are computed in float64.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _thresholded(
     measure: Callable[[Tensor, Tensor, Tensor, int], Tensor], prediction: Tensor, thing: Tensor
 ) -> ThresholdedMeasure:
     """A measure of the counts (N, thresholds): pixels that are shown and thing, are shown, are thing, and are."""
-    things = thing.sum(dim=1, keepdim=True)
+    things = thing.sum(dim=1, keepdim=True, dtype=torch.double)
     cut = prediction >= (2 * prediction.mean(dim=1, keepdim=True)).clamp_max(1)
     adaptive = measure((cut & thing).sum(dim=1, keepdim=True), cut.sum(dim=1, keepdim=True), things, thing.shape[1])
     hits, shown = _counts(prediction, thing), _counts(prediction, torch.ones_like(thing))
