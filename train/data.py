@@ -63,12 +63,12 @@ class Source(Protocol):
         ...
 
 
-def open_source(config: DataConfig, split: Literal["train", "held_out"] = "train") -> Source:
+def open_source(config: DataConfig, split: Literal["train", "held_out", "all"] = "train") -> Source:
     """Opens the configured source.
 
     Args:
         config: which one.
-        split: training samples, or those never trained on.
+        split: training samples, those never trained on, or (icons) all pairs of thing and place.
 
     Returns:
         The source.

@@ -186,6 +186,10 @@ class IconEvaluator(nn.Module):
         """Cosine of each picture (n, 3, H, W) and its caption, (n,); the CLIP score of icons."""
         return (self.features(pictures) * self._texts(captions)).sum(dim=1)
 
+    def similarities(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
+        """Cosine of each of n pictures with each of m captions, (n, m)."""
+        return self.features(pictures) @ self._texts(captions).T
+
     def thing_scores(self, pictures: Tensor) -> Tensor:
         """Logits (n, things) of each thing against an empty place: above 0, the picture rather shows it."""
         *things, nothing = self._logits(pictures, thing_texts(self.things)).unbind(dim=1)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -15,14 +15,18 @@ from tqdm import tqdm
 
 from text2layer_core import metrics
 from text2layer_core.compositing import compose
-from text2layer_core.distribution import frechet_distance, kernel_distance
+from text2layer_core.distribution import clip_score, frechet_distance, inception_features, kernel_distance
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.pipeline import Text2LayerPipeline
-from train.data import ArrayCache
+from train.data import ArrayCache, Source
 from train.evaluator import IconEvaluator
 from train.icons.source import IconSource
 
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPProcessor
+
 RESAMPLES = 1000
+REFERENCES_FROM = 1 << 20
 _FREE_ALARMS = 0.01
 _MOST_DECIBEL = 100.0
 _SPRITE_SIDE = 64
@@ -57,7 +61,7 @@ class Drawn:
     predicted_composed: Tensor | None
 
 
-def draw(pipeline: Text2LayerPipeline, source: IconSource, drawing: Drawing, folder: Path, key: object) -> Drawn:
+def draw(pipeline: Text2LayerPipeline, source: Source, drawing: Drawing, folder: Path, key: object) -> Drawn:
     """Draws a source's first captions into a folder; the same call goes on where the last one stopped.
 
     Args:
@@ -73,7 +77,6 @@ def draw(pipeline: Text2LayerPipeline, source: IconSource, drawing: Drawing, fol
     size, prompts = source.size, source.captions(0, drawing.count)
     shapes = {"stack": ((7, size, size), "uint8"), "predicted": ((3, size, size), "uint8")}
     cache = ArrayCache(folder, drawing.count, shapes, [key, repr(drawing), prompts])
-    has_head = True
     with tqdm(total=drawing.count, initial=cache.filled, desc="draw", unit="image", file=sys.stderr) as bar:
         while cache.filled < drawing.count:
             start = cache.filled
@@ -93,21 +96,103 @@ def _bytes(pictures: Tensor) -> np.ndarray[Any, Any]:
     return (pictures.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
-class Judge:
+def layer_figures(drawn: Drawn) -> dict[str, Tensor]:
+    """What layers say of themselves, of each picture (n,): shares, 1/255, dB; NaN where there is none."""
+    layers = drawn.layers
+    statistics = metrics.mask_statistics(layers.mask)
+    found = {
+        "fringe": metrics.fringe(layers.foreground, layers.mask),
+        "ghost": metrics.ghost(layers.background, layers.mask),
+        "mask_area": statistics.area,
+        "mask_softness": statistics.softness,
+        "mask_components": statistics.components.float(),
+    }
+    if drawn.predicted_composed is not None:
+        consistency = metrics.consistency_psnr(drawn.predicted_composed, compose(layers))
+        found["consistency_psnr"] = consistency.clamp(max=_MOST_DECIBEL)
+    return found
+
+
+class Judge(Protocol):
+    """What tells good pictures from bad ones."""
+
+    def figures(self, drawn: Drawn) -> dict[str, Tensor]:
+        """Figures of each picture (n,), NaN where there is none."""
+        ...
+
+    def distances(self, composed: Tensor) -> dict[str, Interval]:
+        """Distances of a set of pictures (n, 3, H, W) to true ones."""
+        ...
+
+
+class PhotographJudge:
+    """The paper's own judges, networks from files: Inception under FID (clean-fid's resizing) and CLIP's similarity."""
+
+    def __init__(
+        self, source: Source, references: int, *, inception: Path | None, clip: Path | None, device: torch.device,
+        first: int,
+    ) -> None:
+        """Loads what is given; without a file its figures are left out.
+
+        Args:
+            source: of the prompts.
+            references: true pictures that the Frechet distance compares with.
+            inception: TorchScript file, `inception-2015-12-05.pt` for published figures.
+            clip: transformers folder of a CLIP model, ViT-L/14 in the paper.
+            device: where to compute.
+            first: index of the first reference.
+
+        Raises:
+            ValueError: a file is not there or holds something else.
+        """
+        self._source, self._clip, self._network = source, None, None
+        if clip is not None:
+            from transformers import CLIPModel, CLIPProcessor
+
+            if not (clip / "config.json").is_file():
+                raise ValueError(f"--clip must be a folder with a CLIP model, found no config.json in {clip}")
+            model = cast("CLIPModel", CLIPModel.from_pretrained(clip, local_files_only=True).eval().to(device))
+            self._clip = model, cast("CLIPProcessor", CLIPProcessor.from_pretrained(clip, local_files_only=True))
+        if inception is not None:
+            if not inception.is_file():
+                raise ValueError(f"--inception must be a TorchScript file, found none at {inception}")
+            network = torch.jit.load(str(inception), map_location=device).eval()
+            self._network = lambda batch: network(batch.to(device), return_features=True)
+            blocks = (source.batch(first + k, 1).image for k in range(references))
+            self._references = inception_features(self._network, (compose(block)[0] for block in blocks))
+
+    def figures(self, drawn: Drawn) -> dict[str, Tensor]:
+        """`layer_figures`, and CLIP's cosine of picture and caption."""
+        found = layer_figures(drawn)
+        if self._clip is not None:
+            composed = compose(drawn.layers)
+            scores = clip_score(*self._clip, composed, self._source.captions(0, len(composed)))
+            found = {"similarity": scores.cpu(), **found}
+        return found
+
+    def distances(self, composed: Tensor) -> dict[str, Interval]:
+        """FID and KID."""
+        return {} if self._network is None else _distances(
+            inception_features(self._network, composed), self._references)
+
+
+class IconJudge:
     """An evaluator with what it needs of the truth: a reference set, a vocabulary, and a threshold.
 
     Attributes:
         threshold: the thing's score from which a background counts as holding it: 1 % of true ones do.
     """
 
-    def __init__(self, evaluator: IconEvaluator, source: IconSource, references: int, seed: int = 1 << 20) -> None:
+    def __init__(
+        self, evaluator: IconEvaluator, source: IconSource, references: int, first: int = REFERENCES_FROM
+    ) -> None:
         """Looks at true scenes.
 
         Args:
             evaluator: the networks.
             source: of the prompts; things and places must be among the evaluator's.
             references: true scenes that the Frechet distance compares with.
-            seed: index of the first of them, beyond the scenes whose captions are drawn.
+            first: index of the first of them, beyond the scenes whose captions are drawn.
 
         Raises:
             ValueError: the evaluator was not trained on one of the source's things or places.
@@ -124,9 +209,9 @@ class Judge:
         features: list[Tensor] = []
         scores: list[Tensor] = []
         for start in tqdm(range(0, references, 64), desc="references", unit="batch", file=sys.stderr):
-            image = source.batch(seed + start, min(64, references - start)).image
+            image = source.batch(first + start, min(64, references - start)).image
             features.append(evaluator.features(compose(image)))
-            asked, _ = self._asked(seed + start, len(image.mask))
+            asked, _ = self._asked(first + start, len(image.mask))
             scores.append(self._thing_scores(image.background).gather(1, asked[:, None])[:, 0])
         self.references = torch.cat(features)
         self.threshold = float(torch.cat(scores).quantile(1 - _FREE_ALARMS))
@@ -135,8 +220,7 @@ class Judge:
         """Figures of each picture (n,), in shares, dB, 1/255 or the evaluator's cosines; NaN where there is none."""
         layers, composed = drawn.layers, compose(drawn.layers)
         things, places = self._asked(0, len(composed))
-        statistics = metrics.mask_statistics(layers.mask)
-        found = {
+        return {
             "similarity": self.evaluator.similarity(composed, self._source.captions(0, len(composed))),
             "thing_top1": (self._thing_scores(composed).argmax(1) == things).float(),
             "place_top1": (self.evaluator.place_scores(composed)[:, self._places].argmax(1) == places).float(),
@@ -145,28 +229,12 @@ class Judge:
             "iou_saliency": metrics.soft_iou(layers.mask, self.evaluator.segment(composed)),
             "leakage": (self._thing_scores(layers.background).gather(1, things[:, None])[:, 0]
                         > self.threshold).float(),
-            "fringe": metrics.fringe(layers.foreground, layers.mask),
-            "ghost": metrics.ghost(layers.background, layers.mask),
-            "mask_area": statistics.area,
-            "mask_softness": statistics.softness,
-            "mask_components": statistics.components.float(),
+            **layer_figures(drawn),
         }
-        if drawn.predicted_composed is not None:
-            consistency = metrics.consistency_psnr(drawn.predicted_composed, composed)
-            found["consistency_psnr"] = consistency.clamp(max=_MOST_DECIBEL)
-        return found
 
     def distances(self, composed: Tensor) -> dict[str, Interval]:
         """Frechet and kernel distance of composed pictures (n, 3, H, W) to the references."""
-        features = self.evaluator.features(composed)
-        return {
-            "frechet_distance": resampled_distance(features, self.references, frechet_distance),
-            "kernel_distance": resampled_distance(features, self.references, kernel_distance),
-        }
-
-    def truth(self, count: int) -> Drawn:
-        """The true layers of the same captions, the upper bound of most figures."""
-        return Drawn(self._source.batch(0, count).image, None)
+        return _distances(self.evaluator.features(composed), self.references)
 
     def _thing_scores(self, pictures: Tensor) -> Tensor:
         return self.evaluator.thing_scores(pictures)[:, self._things]
@@ -227,6 +295,13 @@ def resampled_distance(
     error = ((groups - 1) / groups * sum((value - mean) ** 2 for value in left)) ** 0.5
     value = distance(features, references)
     return Interval(value, value - 1.96 * error, value + 1.96 * error)
+
+
+def _distances(features: Tensor, references: Tensor) -> dict[str, Interval]:
+    return {
+        "frechet_distance": resampled_distance(features, references, frechet_distance),
+        "kernel_distance": resampled_distance(features, references, kernel_distance),
+    }
 
 
 def intervals(figures: Mapping[str, Tensor], names: Sequence[str] | None = None) -> dict[str, Interval]:

@@ -40,7 +40,7 @@ from train.data import DataConfig, Source, expand, open_source
 from train.engine import Run, Task, TrainingConfig, fit, resume
 from train.evaluator import IconEvaluator, load_evaluator
 from train.icons.source import IconSource
-from train.judge import Drawing, Drawn, Judge, draw, intervals
+from train.judge import Drawing, Drawn, IconJudge, draw, intervals
 from train.pictures import save_grid
 from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig, LossConfig
 from train.train_diffusion import DiffusionTask, DiffusionTrainingConfig, LatentSource, TextConfig, make_text_encoder
@@ -169,7 +169,7 @@ class Workshop:
         unseen = open_source(replace(data, seed=data.seed + 1))
         if not isinstance(unseen, IconSource):
             raise ValueError(f"data: source must be icons, got {data.source}")
-        judge = Judge(evaluator, unseen, self._config.references)
+        judge = IconJudge(evaluator, unseen, self._config.references)
         with run.averaged_weights():
             pipeline = Text2LayerPipeline(task.checkpoint(run.images), self._device)
             drawn = draw(pipeline, unseen, self._config.drawing, self._folder / name / "drawn",

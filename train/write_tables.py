@@ -158,9 +158,9 @@ mask; the thing left in the hole, a filling that does not fit). SD-L2I's mask is
 its IOU is 1 by definition and its layers are the picture.
 """
 _COLUMNS_NOTE = """Frechet and kernel distance: lower is better, 95 % intervals by a jackknife over ten groups. The
-others are means over the pictures with bootstrapped 95 % intervals: similarity is the evaluator's cosine of picture and caption; IOU
-that of the mask and the saliency reference run on the composed picture, as the paper's IOU (ICON); thing and place
-the share found by text; leakage the share of backgrounds that still hold the thing (1 % of true ones would); fringe
-in 1/255; ghost 1 is no trace."""
+others are means over the pictures with bootstrapped 95 % intervals: similarity is the evaluator's cosine of picture
+and caption; IOU that of the mask and the saliency reference run on the composed picture, as the paper's IOU (ICON);
+thing and place the share found by text; leakage the share of backgrounds that still hold the thing (1 % of true ones
+would); fringe in 1/255; ghost 1 is no trace."""
 _VERDICT_NOTE = """"yes" and "no": every seed agrees and the intervals are apart in each. "leans": every seed
 agrees, some intervals overlap. "undecided": the seeds disagree."""

@@ -24,7 +24,7 @@ _SIDE = {"small": (0.36, 0.44), "medium": (0.50, 0.62), "large": (0.68, 0.82)}
 _CENTRE = {"left": (0.26, 0.34), "centre": (0.45, 0.55), "right": (0.66, 0.74)}
 _LEFT_BELOW, _RIGHT_ABOVE = 0.4, 0.6
 _STRAIGHT_FROM = 0.08
-_SPLIT_SALT = {"train": 0, "held_out": 1}
+_SPLIT_SALT = {"train": 0, "held_out": 1, "all": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class IconSource:
             config: what to show.
             size: pixels a side of the pictures.
             seed: of all choices.
-            split: "train", or "held_out" for the pairs never trained on.
+            split: "train", "held_out" for the pairs never trained on, or "all" of them, which is for judges alone.
 
         Raises:
             ValueError: a thing, style, place or split does not exist.
@@ -105,7 +105,7 @@ class IconSource:
         held = split == "held_out"
         self._pairs = [
             (row, place) for row in self._rows for place in self.places
-            if is_held_out(keys[row], place) == held
+            if split == "all" or is_held_out(keys[row], place) == held
         ]
         if not self._pairs:
             raise ValueError(f"split {split} must hold a (thing, place) pair, got none of {len(self._rows)} things "

@@ -1,0 +1,167 @@
+"""How good a model's pictures are, with 95 % intervals: `python -m train.evaluate --model FILE [--json]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from text2layer_core.checkpoint import Text2LayerModel, bundled_model_path, load_checkpoint
+from text2layer_core.compositing import compose
+from text2layer_core.pipeline import Text2LayerPipeline
+from train.check import images_seen, open_icons
+from train.data import DataConfig, Source, open_source
+from train.evaluator import load_evaluator
+from train.judge import REFERENCES_FROM, Drawing, Drawn, IconJudge, Interval, Judge, PhotographJudge, draw, intervals
+from train.pictures import save_grid
+from train.shards import ShardsConfig
+
+_SHEET_COLUMNS = 8
+_PLOTTED = ("mask_area", "mask_components", "mask_softness")
+
+
+def make_judge(
+    arguments: argparse.Namespace, model: Text2LayerModel, device: torch.device
+) -> tuple[Source, Judge, Mapping[str, Any]]:
+    """The held-out samples whose captions are drawn, who judges, and what the report says of the judge.
+
+    Raises:
+        ValueError: the data or a judge's file is not there, or does not fit.
+    """
+    if arguments.data == "icons":
+        source = open_icons(model, "held_out", arguments.sprites)
+        evaluator = load_evaluator(arguments.evaluator, device)
+        return source, IconJudge(evaluator, source, arguments.references), evaluator.card
+    size = int(model.card.get("resolution", 256))
+    config = DataConfig(source="shards", size=size, shards=ShardsConfig(files="", held_out=arguments.data))
+    source = open_source(config, "held_out")
+    judge = PhotographJudge(source, arguments.references, inception=arguments.inception, clip=arguments.clip,
+                            device=device, first=arguments.count)
+    return source, judge, {"inception": str(arguments.inception), "clip": str(arguments.clip)}
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Draws what is not drawn yet, judges it beside the truth, and writes the report into --out."""
+    check_arguments(arguments)
+    device = torch.device(arguments.device)
+    model = load_checkpoint(arguments.model or bundled_model_path(), device=device)
+    source, judge, card = make_judge(arguments, model, device)
+    guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
+    drawing = Drawing(count=arguments.count, seed=arguments.seed, steps=arguments.steps, guidance_scale=guidance,
+                      sampler=arguments.sampler)
+    drawn = draw(Text2LayerPipeline(model, device), source, drawing, arguments.out / "drawn", model.card)
+    truth = Drawn(source.batch(0, arguments.count).image, None)
+    figures = {"model": judge.figures(drawn), "truth": judge.figures(truth)}
+    table = {
+        who: intervals(found) | judge.distances(compose(pictures.layers))
+        for (who, found), pictures in zip(figures.items(), (drawn, truth), strict=True)
+    }
+    report = {
+        "images": images_seen(model.card), **asdict(drawing), "references": arguments.references, "judge": card,
+        **{who: {name: asdict(figure) for name, figure in found.items()} for who, found in table.items()},
+    }
+    (arguments.out / "report.json").write_text(json.dumps(_plain(report), indent=1), encoding="utf-8")
+    if "similarity" in figures["model"]:
+        save_sheet(arguments.out / "sheet.png", drawn, figures["model"]["similarity"])
+    save_plots(arguments.out, figures)
+    if not arguments.json:
+        print(format_table(table))
+    return report
+
+
+def save_sheet(path: Path, drawn: Drawn, similarity: Tensor) -> None:
+    """The pictures that fit their captions best, a median row, and the worst: composed, F, B, m of each."""
+    order = similarity.argsort(descending=True)
+    columns = min(_SHEET_COLUMNS, len(order))
+    middle = (len(order) - columns) // 2
+    layers = drawn.layers
+    parts = (compose(layers), layers.foreground, layers.background, layers.mask.expand(-1, 3, -1, -1))
+    groups = (order[:columns], order[middle : middle + columns], order[-columns:])
+    save_grid(path, [part[rows] for rows in groups for part in parts])
+
+
+def save_plots(folder: Path, figures: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Histograms of the masks' area, components and softness, model beside truth (paper, figures 17 and 18)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(_PLOTTED), 3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(_PLOTTED)), _PLOTTED, strict=True):
+        values = [found[name].numpy() for found in figures.values()]
+        axes.hist(values, bins=20, label=list(figures), density=True)
+        axes.set_xlabel(name.replace("_", " "))
+        axes.legend()
+    figure.savefig(folder / "masks.png", dpi=100)
+
+
+def format_table(table: Mapping[str, Mapping[str, Interval]]) -> str:
+    """A figure a line, the model's beside the truth's."""
+    lines = [f"{'':28}" + "".join(f"{who:>22}" for who in table)]
+    for name in table["model"]:
+        cells = [str(found[name]) if name in found else "-" for found in table.values()]
+        lines.append(f"{name:28}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises one ValueError that lists every number out of range, before any work."""
+    problems = [f"--{name} must be at least {least}, got {getattr(arguments, name)}"
+                for name, least in (("count", 10), ("references", 10), ("steps", 1), ("seed", 0))
+                if getattr(arguments, name) < least]
+    if arguments.count > REFERENCES_FROM:
+        problems.append(f"--count must be at most {REFERENCES_FROM}, got {arguments.count}")
+    if arguments.cfg is not None and not (math.isfinite(arguments.cfg) and arguments.cfg >= 0):
+        problems.append(f"--cfg must be finite and at least 0, got {arguments.cfg}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        problems.append("--device must be one that this machine has, got cuda")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """NaN as null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; 0, or 2 with one line on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=__doc__)
+    parser.add_argument("--model", type=Path, help="checkpoint (default: the bundled one)")
+    parser.add_argument("--data", default="icons", metavar="icons|SHARDS",
+                        help="icons (held-out scenes), or a glob of WebDataset shards")
+    parser.add_argument("--sprites", type=Path, help="sprite cache (default: the one that the model's card names)")
+    parser.add_argument("--evaluator", type=Path, help="icon evaluator (default: the one beside the bundled model)")
+    parser.add_argument("--inception", type=Path, help="for shards: TorchScript file of the Inception under FID")
+    parser.add_argument("--clip", type=Path, help="for shards: folder of a CLIP model (transformers)")
+    parser.add_argument("--count", type=int, default=512, help="pictures to draw")
+    parser.add_argument("--references", type=int, default=4096, help="true pictures under the Frechet distance")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cfg", type=float, help="guidance (default: the one in the model's card)")
+    parser.add_argument("--sampler", default="ddim", choices=["ddim", "dpmpp"])
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture")
+    parser.add_argument("--out", type=Path, default=Path("evaluation"),
+                        help="folder of pictures, report.json, sheet.png and masks.png; another call goes on in it")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of the table")
+    arguments = parser.parse_args(argv)
+    try:
+        report = evaluate(arguments)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(_plain(report), allow_nan=False))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
