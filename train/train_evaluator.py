@@ -1,7 +1,7 @@
 """Trains the icon evaluator on true scenes: `python -m train.train_evaluator --config FILE`.
 
-It sees all pairs of thing and place, those too that a generator is never trained on: a judge that has learnt which pairs
-do not occur judges exactly these wrongly. What it is checked on are other scenes.
+It sees all pairs of thing and place, those too that a generator is never trained on: a judge that has learnt which
+pairs do not occur judges exactly these wrongly. What it is checked on are other scenes.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ class MatcherObjective(nn.Module):
         """Looks at the image-text half."""
         super().__init__()
         self.matcher = evaluator.matcher
-        texts = [*thing_texts(evaluator.things), *place_texts(evaluator.places)]
-        self._ids = self.matcher.text.tokenize(texts)
+        self._names = [*thing_texts(evaluator.things), *place_texts(evaluator.places)]
         self._things = len(evaluator.things) + 1
 
     def forward(self, batch: EvaluatorBatch) -> dict[str, Tensor]:
         """The sum "loss", its three cross entropies, and the share of things found."""
         pictures = self.matcher.embed_pictures(batch.pictures)
-        texts = self.matcher.embed_tokens(torch.cat([batch.ids, self._ids.to(batch.ids.device)]))
+        ids = self.matcher.text.tokenize(self._names).to(batch.ids.device)
+        texts = self.matcher.embed_tokens(torch.cat([batch.ids, ids]))
         captions, names = texts[: len(batch.ids)], texts[len(batch.ids) :]
         logits = self.matcher.scale * pictures @ captions.T
         labels = torch.arange(len(pictures), device=pictures.device)
