@@ -204,7 +204,7 @@ class IconEvaluator(nn.Module):
         return self._on_device(lambda block: self.segmenter(block).sigmoid(), pictures)
 
     def _logits(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
-        return float(self.matcher.scale) * self.features(pictures) @ self._texts(texts).T
+        return self.matcher.scale.detach().cpu() * self.features(pictures) @ self._texts(texts).T
 
     @torch.no_grad()
     def _texts(self, texts: Sequence[str]) -> Tensor:

@@ -11,12 +11,14 @@ import yaml
 from text2layer_core.autoencoder import AUTOENCODER_PRESETS, CaT2IAutoencoder
 from text2layer_core.unet import UNET_PRESETS, build_unet
 from train.config import load_config
+from train.tables import TablesConfig
 from train.train_autoencoder import AutoencoderTrainingConfig
 from train.train_diffusion import DiffusionTrainingConfig
+from train.train_evaluator import EvaluatorTrainingConfig
 from train.train_text_encoder import TextTrainingConfig
 
 FOLDER = Path(__file__).parents[2] / "train" / "configs"
-NAMES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+NAMES = sorted(path.name for path in FOLDER.glob("*.yaml") if path.name != "tables.yaml")
 SD_AUTOENCODER = 83_653_863  # parameters of Stable Diffusion v1's autoencoder
 SD_UNET = 859_520_964
 PAIRS = [("mini_autoencoder", "mini_diffusion"), ("debug_cpu_autoencoder", "debug_cpu_diffusion"),
@@ -43,7 +45,8 @@ def test_all_are_there() -> None:
 def test_a_config_fits_its_schema_and_builds(name: str) -> None:
     path = FOLDER / name
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    schemas = {"unet": DiffusionTrainingConfig, "encoder": TextTrainingConfig, "losses": AutoencoderTrainingConfig}
+    schemas = {"unet": DiffusionTrainingConfig, "encoder": TextTrainingConfig, "losses": AutoencoderTrainingConfig,
+               "evaluator": EvaluatorTrainingConfig}
     config = load_config(path, [], next(schema for key, schema in schemas.items() if key in values))
     assert Path(config.run).expanduser().is_absolute()
     assert FOLDER.parents[1] not in Path(config.run).expanduser().parents, "a run is outside the checkout"
@@ -110,3 +113,14 @@ def test_the_512_model_goes_on_with_the_256_one() -> None:
     assert (first.unet, first.text, first.schedule) == (second.unet, second.text, second.schedule)
     assert first.training.batch_size == second.training.batch_size
     assert f"--init-from {first.run}/model.safetensors" in (FOLDER / "cat2i_sd_512.yaml").read_text(encoding="utf-8")
+
+
+def test_the_tables_config() -> None:
+    """Whole steps, latents that the UNet can halve, and no loss of ours in the paper's systems."""
+    config = load_config(FOLDER / "tables.yaml", [], TablesConfig)
+    for training in (config.autoencoder_training, config.diffusion_training):
+        assert training.images % training.batch_size == 0
+    assert config.data.size % (config.autoencoder.downscale * 2 ** (len(config.unet.block_out_channels) - 1)) == 0
+    assert len(set(config.seeds)) >= 2
+    paper = config.losses
+    assert not (paper.foreground_by_area or paper.composition or paper.consistency)

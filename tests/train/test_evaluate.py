@@ -1,0 +1,192 @@
+"""Judging drawn pictures: intervals, the judges, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.train.evaluators import PLACES, make_evaluator
+from tests.train.test_check import make_model
+from text2layer_core import metrics
+from text2layer_core.checkpoint import save_checkpoint
+from text2layer_core.compositing import compose
+from text2layer_core.distribution import frechet_distance
+from text2layer_core.pipeline import Text2LayerPipeline
+from train.evaluate import main
+from train.evaluator import save_evaluator
+from train.icons.source import IconsConfig, IconSource
+from train.icons.sprites import SpriteCache
+from train.judge import Drawing, Drawn, IconJudge, draw, mean_interval, resampled_distance
+
+
+@pytest.fixture
+def source(sprites: SpriteCache, sprite_file: Path) -> IconSource:
+    return IconSource(sprites, IconsConfig(cache=str(sprite_file), places=PLACES), 32, 0, "held_out")
+
+
+@pytest.fixture
+def files(sprites: SpriteCache, sprite_file: Path, tmp_path: Path) -> dict[str, str]:
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "model.safetensors", make_model(sprite_file))
+    save_evaluator(tmp_path / "evaluator.safetensors", make_evaluator(sprites))
+    return {"--model": str(tmp_path / "model.safetensors"), "--evaluator": str(tmp_path / "evaluator.safetensors"),
+            "--out": str(tmp_path / "out"), "--count": "12", "--references": "24", "--steps": "2"}
+
+
+def call(options: dict[str, str], *flags: str) -> int:
+    return main([word for pair in options.items() for word in pair] + list(flags))
+
+
+def test_interval_of_a_mean() -> None:
+    """1.96 standard errors of n normal values, to the bootstrap's own noise; NaN is left out; equals have none."""
+    values = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    found = mean_interval(torch.cat([values, torch.tensor([math.nan])]))
+    assert found.value == pytest.approx(float(values.mean()), abs=1e-6)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * float(values.std()) / 2000**0.5, rel=0.1)
+    still = mean_interval(torch.ones(5))
+    assert (still.low, still.value, still.high) == (1.0, 1.0, 1.0)
+    assert math.isnan(mean_interval(torch.tensor([math.nan])).value)
+
+
+def test_interval_of_a_distance_covers_the_truth() -> None:
+    """The mean of a linear statistic: its jackknife is exact, so the interval is the mean's."""
+    features = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    found = resampled_distance(features, features, lambda first, _: float(first[:, 0].mean()))
+    assert found.value == pytest.approx(float(features[:, 0].mean()), abs=1e-6)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 / 1000**0.5, rel=0.5)
+    shifted = resampled_distance(features, torch.randn(4000, 2) + 2, frechet_distance)
+    assert shifted.low < 8 < shifted.high + 0.5
+
+
+def test_the_truth_is_judged_as_true(source: IconSource, sprites: SpriteCache) -> None:
+    """Exact figures on exact layers; a foreground left in the background has a ghost; the judge knows every word."""
+    torch.manual_seed(0)
+    judge = IconJudge(make_evaluator(sprites), source, 64)
+    image = source.batch(0, 24).image
+    found = judge.figures(Drawn(image, compose(image)))
+    assert float(found["thing_top1_nearest_sprite"].mean()) > 0.8
+    torch.testing.assert_close(found["mask_area"], image.mask.mean(dim=(1, 2, 3)))
+    assert found["consistency_psnr"].tolist() == [100.0] * 24
+    torch.testing.assert_close(found["fringe"], metrics.fringe(image.foreground, image.mask), equal_nan=True)
+    assert set(found["leakage"].tolist()) <= {0.0, 1.0}
+    assert judge.distances(compose(image))["frechet_distance"].value >= 0
+
+
+def test_one_true_background_in_a_hundred_counts_as_leaking(source: IconSource, sprites: SpriteCache) -> None:
+    """By the threshold's definition, on the very references."""
+    torch.manual_seed(0)
+    evaluator = make_evaluator(sprites)
+    judge = IconJudge(evaluator, source, 200, first=0)
+    image = source.batch(0, 200).image
+    assert float(judge.figures(Drawn(image, None))["leakage"].mean()) == pytest.approx(0.01, abs=0.006)
+
+
+def test_unknown_words(source: IconSource, sprites: SpriteCache) -> None:
+    with pytest.raises(ValueError, match="must know every thing and place, got beach"):
+        IconJudge(make_evaluator(sprites, PLACES[:1] + PLACES[2:]), source, 8)
+
+
+def test_drawing_goes_on_where_it_stopped(source: IconSource, sprite_file: Path, tmp_path: Path) -> None:
+    """Stopped in the middle of a picture; the second call draws the rest, the third nothing, another key all."""
+    pipeline = Text2LayerPipeline(make_model(sprite_file))
+    drawing = Drawing(count=6, steps=2, guidance_scale=2.0, batch_size=2)
+    whole = draw(pipeline, source, drawing, tmp_path / "whole", "key")
+
+    class Stops:
+        model, calls = pipeline.model, 0
+
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return pipeline(*arguments, **options)
+
+    stops: Any = Stops()
+    with pytest.raises(KeyboardInterrupt):
+        draw(stops, source, drawing, tmp_path / "parts", "key")
+    resumed = draw(stops, source, drawing, tmp_path / "parts", "key")
+    assert stops.calls == 4
+    torch.testing.assert_close(resumed.layers.stack(), whole.layers.stack(), rtol=0, atol=0)
+    draw(stops, source, drawing, tmp_path / "parts", "key")
+    assert stops.calls == 4
+    draw(stops, source, drawing, tmp_path / "parts", "another key")
+    assert stops.calls == 7
+
+
+def test_the_command(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice the same report; sheet and plots; the table names the figures."""
+    assert call(files, "--json") == 0
+    first = json.loads(capsys.readouterr().out)
+    out = Path(files["--out"])
+    assert call({**files, "--out": str(out.with_name("again"))}, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert json.loads((out / "report.json").read_text()) == first
+    assert first["truth"]["thing_top1_nearest_sprite"]["value"] > 0.6
+    with Image.open(out / "sheet.png") as sheet, Image.open(out / "masks.png") as plots:
+        assert sheet.size == (8 * 32, 12 * 32)
+        assert plots.width > 800
+    assert call(files) == 0
+    table = capsys.readouterr().out
+    assert "frechet_distance" in table
+    assert "leakage" in table
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"--count": "3", "--steps": "0"}, "--count must be at least 10, got 3; --steps must be at least 1, got 0"),
+    ({"--cfg": "nan"}, "--cfg must be finite and at least 0, got nan"),
+    ({"--evaluator": "none.safetensors"}, "the icon evaluator must be a file, found none at none.safetensors"),
+    ({"--data": "none-*.tar"}, "shards of the split held_out must exist"),
+])
+def test_bad_input(
+    files: dict[str, str], options: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call({**files, **options}) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def write_shard(path: Path, source: IconSource, count: int) -> None:
+    with tarfile.open(path, "w") as archive:
+        for index, stack in enumerate(source.batch(0, count).stack):
+            pixels = (stack * 255).round().byte().movedim(0, -1).numpy()
+            parts = {"foreground.png": pixels[..., :3], "background.png": pixels[..., 3:6], "mask.png": pixels[..., 6]}
+            members = {name: BytesIO() for name in parts}
+            for name, values in parts.items():
+                Image.fromarray(values).save(members[name], "PNG")
+            members["txt"] = BytesIO(source.captions(index, 1)[0].encode())
+            for name, content in members.items():
+                member = tarfile.TarInfo(f"{index:06d}.{name}")
+                member.size = len(content.getvalue())
+                content.seek(0)
+                archive.addfile(member, content)
+
+
+class _Features(torch.nn.Module):
+    """Mean colours, in the form of the TorchScript Inception."""
+
+    def forward(self, pictures: torch.Tensor, return_features: bool = True) -> torch.Tensor:
+        return pictures.float().mean(dim=(2, 3)) / 255
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, tmp_path: Path,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """A stand-in Inception from a TorchScript file; without CLIP the similarity is left out."""
+    write_shard(tmp_path / "held-0.tar", source, 40)
+    torch.jit.script(_Features()).save(str(tmp_path / "inception.pt"))
+    options = {**files, "--data": str(tmp_path / "held-*.tar"), "--inception": str(tmp_path / "inception.pt")}
+    assert call(options, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"]["frechet_distance"]["value"] > report["truth"]["frechet_distance"]["value"]
+    assert "similarity" not in report["model"]
+    assert call({**options, "--inception": "none.pt"}) == 2
+    assert "--inception must be a TorchScript file, found none at none.pt" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""The table of systems at a tiny size, and what its page says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+
+from tests.train.evaluators import PLACES, make_evaluator
+from tests.train.test_check import make_model
+from text2layer_core.checkpoint import save_checkpoint
+from text2layer_core.unet import UNetConfig, build_unet
+from train import tables
+from train.evaluator import save_evaluator
+from train.icons.sprites import SpriteCache
+from train.judge import Interval
+from train.tables import SYSTEMS, main, widen_unet
+from train.write_tables import CLAIMS, claim_verdict
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tables, "_RECONSTRUCTIONS", 16)
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
+def command(sprites: SpriteCache, sprite_file: Path, tmp_path: Path) -> list[str]:
+    """All systems at 32 px, two steps each."""
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "text.safetensors", make_model(sprite_file))
+    save_evaluator(tmp_path / "evaluator.safetensors", make_evaluator(sprites))
+    training = {"images": 16, "batch_size": 8, "learning_rate": 0.001, "ema_half_life": 8}
+    losses = {"perceptual": "gradient", "adversarial": 0.0}
+    values = {
+        "run": str(tmp_path / "run"), "seeds": [1, 2], "cached": 16, "text": str(tmp_path / "text.safetensors"),
+        "data": {"source": "icons", "size": 32, "icons": {"cache": str(sprite_file), "places": list(PLACES)}},
+        "autoencoder": {"latent_channels": 4, "block_out_channels": [8, 16], "layers_per_block": 1,
+                        "norm_num_groups": 4, "patch_size": 2, "head_channels": 8},
+        "losses": losses, "balanced": {**losses, "composition": 1.0}, "autoencoder_training": training,
+        "unet": {"in_channels": 4, "block_out_channels": [32, 32], "layers_per_block": 1,
+                 "attention_levels": [False, True], "num_heads": 2, "cross_attention_dim": 32},
+        "diffusion_training": {**training, "images": 32}, "fine_tuning_share": 0.5,
+        "drawing": {"count": 10, "steps": 2, "guidance_scale": 2.0}, "references": 16,
+    }
+    (tmp_path / "tables.yaml").write_text(yaml.safe_dump(values))
+    return ["--config", str(tmp_path / "tables.yaml"), "--evaluator", str(tmp_path / "evaluator.safetensors"),
+            "--out", str(tmp_path / "tables.md")]
+
+
+def test_every_system_and_what_is_done_is_skipped(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops once in the middle; the same command goes on; a third call trains and draws nothing."""
+    steps: list[str] = []
+    fit = tables.fit
+
+    def stops(run: Any) -> None:
+        steps.append(run.folder.name)
+        if len(steps) == 4:
+            run.config = run.config.__class__(**{**asdict(run.config), "images": run.config.images // 2})
+        fit(run)
+
+    monkeypatch.setattr(tables, "fit", stops)
+    seed = ["--seeds", "1"]
+    assert main([*command, *seed]) == 0 or len(steps) == 4
+    monkeypatch.setattr(tables, "fit", lambda run: (steps.append(run.folder.name), fit(run)))
+    assert main([*command, *seed]) == 0
+    page = (tmp_path / "tables.md").read_text()
+    for system in SYSTEMS.values():
+        assert f"| {system.title} |" in page
+    assert page.count("not run") == 0
+    done = len(steps)
+    before = (tmp_path / "run" / "seed-1" / "cat2i.json").read_text()
+    assert main([*command, *seed]) == 0
+    assert len(steps) == done
+    assert (tmp_path / "run" / "seed-1" / "cat2i.json").read_text() == before
+    figures = json.loads(before)["figures"]
+    assert figures["images"] == 32
+    assert json.loads((tmp_path / "run" / "seed-1" / "sd-ae-ft.json").read_text())["figures"]["images"] == 16
+    flat = json.loads((tmp_path / "run" / "seed-1" / "flat.json").read_text())["figures"]
+    assert flat["iou_saliency"]["value"] == pytest.approx(1)
+
+
+def test_one_system_without_a_judge(command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--seeds", "2", "--systems", "no-sup", "--train-only"]) == 0
+    assert {path.name for path in (tmp_path / "run" / "seed-2").iterdir()} == {"autoencoder-no-sup", "no-sup"}
+
+
+@pytest.mark.parametrize(("extra", "message"), [
+    (["--seeds", "7"], "--seeds must be among [1, 2], got [7]"),
+    (["--set", "unet.in_chanels=4"], "unknown key in_chanels (nearest: in_channels)"),
+])
+def test_bad_input(command: list[str], extra: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, *extra]) == 2
+    assert message in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_a_widened_unet_starts_as_the_narrow_one() -> None:
+    """Three times the same latent in gives three times the narrow network's answer."""
+    torch.manual_seed(0)
+    config = {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_levels": (False, True),
+              "num_heads": 2, "cross_attention_dim": 32}
+    narrow, wide = (build_unet(UNetConfig(in_channels=channels, **config)).eval() for channels in (4, 12))
+    widen_unet(wide, narrow)
+    latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 32)
+    expected = narrow(latents, 10, text, return_dict=False)[0]
+    found = wide(latents.repeat(1, 3, 1, 1), 10, text, return_dict=False)[0]
+    torch.testing.assert_close(found, expected.repeat(1, 3, 1, 1), atol=1e-4, rtol=1e-4)
+
+
+def interval(value: float, half: float) -> dict[str, float]:
+    return asdict(Interval(value, value - half, value + half))
+
+
+@pytest.mark.parametrize(("pairs", "verdict"), [
+    ([(1.0, 2.0), (1.1, 2.1)], "yes"), ([(2.0, 1.0), (2.1, 1.1)], "no"), ([(1.0, 2.0), (2.0, 1.0)], "undecided"),
+    ([(1.0, 1.05), (1.0, 2.0)], "leans yes"), ([(1.05, 1.0)], "leans no"), ([], "not run"),
+])
+def test_verdicts(pairs: list[tuple[float, float]], verdict: str) -> None:
+    """Half-widths of 0.1: apart where the figures are more than 0.2 apart."""
+    claim = CLAIMS[0]
+    results = {seed: {claim.first: {claim.figure: interval(first, 0.1)},
+                      claim.second: {claim.figure: interval(second, 0.1)}}
+               for seed, (first, second) in enumerate(pairs)}
+    assert claim_verdict(results, claim)[1] == verdict
