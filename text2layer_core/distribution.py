@@ -177,7 +177,8 @@ def clip_score(
     if len(pictures) != len(captions) or not len(pictures):
         raise ValueError(f"pictures and captions must be as many, at least 1, got {len(pictures)} and {len(captions)}")
     images = [_pil(each) for each in pictures]
-    inputs = processor(text=list(captions), images=images, return_tensors="pt", padding=True, truncation=True)
+    text = {"padding": True, "truncation": True}
+    inputs = processor(text=list(captions), images=images, text_kwargs=text, common_kwargs={"return_tensors": "pt"})
     with torch.no_grad():
         found = model(**inputs.to(model.device))
     return torch.cosine_similarity(found.image_embeds, found.text_embeds)
