@@ -56,7 +56,7 @@ def saliency_mae(prediction: Tensor, target: Tensor) -> Tensor:
 def s_measure(prediction: Tensor, target: Tensor) -> Tensor:
     """Structure measure (Fan et al. 2017), alpha = 0.5: likeness of thing and rest, and of four quarters.
 
-    The quarters meet at the true thing's centre of mass.
+    The quarters meet at the true thing's centre of mass; one without pixels does not count (pysodmetrics prints NaN).
 
     Args:
         prediction: (N, 1, H, W) in [0, 1].

@@ -55,7 +55,7 @@ def test_f_measure_by_hand() -> None:
 
 
 def test_a_thing_in_the_lowest_row_leaves_two_quarters() -> None:
-    """pysodmetrics prints NaN there; a map that is the truth has the measure 1 all the same."""
+    """There pysodmetrics prints NaN; a map that is the truth has the measure 1 all the same."""
     thing = torch.zeros(1, 1, 6, 6)
     thing[..., 5, 1:4] = 1
     assert s_measure(thing, thing).tolist() == pytest.approx([1])

@@ -5,6 +5,8 @@ python -m tests.reference.record_matting
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from scipy import ndimage
 from skimage import measure
@@ -28,7 +30,7 @@ def gradient_length(matte: np.ndarray) -> np.ndarray:
 def connectivity(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     levels = np.full(prediction.shape, -1.0)
     steps = np.arange(11) / 10
-    for before, step in zip(steps[:-1], steps[1:], strict=True):
+    for before, step in pairwise(steps):
         labels, count = measure.label((prediction >= step) & (target >= step), connectivity=1, return_num=True)
         body = labels == 1 + np.argmax(np.bincount(labels.ravel(), minlength=2)[1:]) if count else labels > 0
         levels[(levels == -1) & ~body] = before
