@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -177,7 +177,8 @@ def clip_score(
     if len(pictures) != len(captions) or not len(pictures):
         raise ValueError(f"pictures and captions must be as many, at least 1, got {len(pictures)} and {len(captions)}")
     images = [_pil(each) for each in pictures]
-    inputs = processor(text=list(captions), images=images, return_tensors="pt", padding=True, truncation=True)
+    options: dict[str, Any] = {"return_tensors": "pt", "padding": True, "truncation": True}
+    inputs = processor(text=list(captions), images=images, **options)
     with torch.no_grad():
         found = model(**inputs.to(model.device))
     return torch.cosine_similarity(found.image_embeds, found.text_embeds)

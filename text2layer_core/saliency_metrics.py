@@ -56,7 +56,7 @@ def saliency_mae(prediction: Tensor, target: Tensor) -> Tensor:
 def s_measure(prediction: Tensor, target: Tensor) -> Tensor:
     """Structure measure (Fan et al. 2017), alpha = 0.5: likeness of thing and rest, and of four quarters.
 
-    The quarters meet at the true thing's centre of mass.
+    The quarters meet at the true thing's centre of mass; one without pixels does not count (pysodmetrics prints NaN).
 
     Args:
         prediction: (N, 1, H, W) in [0, 1].
@@ -142,11 +142,15 @@ def _thresholded(
     measure: Callable[[Tensor, Tensor, Tensor, int], Tensor], prediction: Tensor, thing: Tensor
 ) -> ThresholdedMeasure:
     """A measure of the counts (N, thresholds): pixels that are shown and thing, are shown, are thing, and are."""
-    things = thing.sum(dim=1, keepdim=True, dtype=torch.double)
+    things = _count(thing)
     cut = prediction >= (2 * prediction.mean(dim=1, keepdim=True)).clamp_max(1)
-    adaptive = measure((cut & thing).sum(dim=1, keepdim=True), cut.sum(dim=1, keepdim=True), things, thing.shape[1])
+    adaptive = measure(_count(cut & thing), _count(cut), things, thing.shape[1])
     hits, shown = _counts(prediction, thing), _counts(prediction, torch.ones_like(thing))
     return ThresholdedMeasure(adaptive=adaptive[:, 0], curve=measure(hits, shown, things, thing.shape[1]))
+
+
+def _count(among: Tensor) -> Tensor:
+    return among.sum(dim=1, keepdim=True, dtype=torch.double)
 
 
 def _counts(prediction: Tensor, among: Tensor) -> Tensor:
