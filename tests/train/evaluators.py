@@ -32,5 +32,5 @@ def training_values(folder: Path, sprite_file: Path) -> dict[str, Any]:
         "evaluator": {"text": TEXT, **{key: list(value) if isinstance(value, tuple) else value
                                        for key, value in SIZES.items()}},
         "sizes": [32, 48],
-        "training": {"images": 64, "batch_size": 32, "learning_rate": 0.01, "ema_half_life": 32},
+        "training": {"images": 64, "batch_size": 32, "learning_rate": 0.003, "ema_half_life": 32},
     }
