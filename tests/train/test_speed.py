@@ -25,7 +25,7 @@ def without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_variant_draws_the_plain_picture(capsys: pytest.CaptureFixture[str]) -> None:
     """One step: only rounding differs, in bfloat16 to 2^-9 of each value."""
     options = ["--case", "bundled", "--size", "32", "--steps", "1", "--repeats", "1", "--force", "--no-compile"]
-    assert speed.main(options) in (0, 1)
+    assert speed.main(options) == 0
     printed = capsys.readouterr().out
     lines = LINE.findall(printed)
     variants = [name for changes in (speed.SAMPLING, speed.DECODE) for name in changes if name != speed.COMPILED]
