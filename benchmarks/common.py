@@ -67,9 +67,11 @@ def machine_is_idle(*, force: bool) -> bool:
     return False
 
 
-def seconds_in_turns(variants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each variant: one call of each to warm up, then turns, every other turn in reverse order."""
-    for run in variants.values():
+def seconds_in_turns(
+    variants: Mapping[str, Callable[[], object]], repeats: int, *, warm: bool = False
+) -> dict[str, float]:
+    """Median seconds of each variant: one call of each unless warm, then turns, every other turn in reverse order."""
+    for run in () if warm else variants.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.common import BUSY, Goal, machine_is_idle, make_parser, positive, print_table, report, seconds_in_turns
-from text2layer_core.autoencoder import AUTOENCODER_PRESETS
+from text2layer_core.autoencoder import AUTOENCODER_PRESETS, CaT2IAutoencoder
 from text2layer_core.checkpoint import CheckpointError, bundled_model_path, load_checkpoint
 from text2layer_core.sampling import initial_noise, sample_ddim
 from text2layer_core.schedule import ScheduleConfig
@@ -22,10 +22,12 @@ from train.train_text_encoder import TextTrainingConfig
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from torch import Tensor
 
 GOAL = Goal(0.42)
 LATENTS_PER_SAMPLE = 3  # LayerDiffuse joins foreground, background and composed picture as a batch of three
 CLIP_TOKENS = 77
+PROMPTS = ["", "a red fox on a beach"]
 GUIDANCE_SCALE = 7.5
 CONFIGS = Path(__file__).resolve().parent.parent / "train" / "configs"
 
@@ -35,22 +37,32 @@ class Case:
     """What is sampled from.
 
     Attributes:
-        origin: of the UNet, in words.
+        origin: of the weights, in words.
         unet: the UNet, in eval mode.
+        autoencoder: of its latents, in eval mode.
         schedule: its schedule.
-        tokens: length of the encoded prompt.
-        downscale: pixels per latent cell along each side.
+        context: (2, L, D), the empty prompt and another, encoded; noise where there is no text encoder.
         size: pixels a side, where the command line does not say; the model's own.
         steps: of one sample, where the command line does not say.
     """
 
     origin: str
     unet: UNet2DConditionModel
+    autoencoder: CaT2IAutoencoder
     schedule: ScheduleConfig
-    tokens: int
-    downscale: int
+    context: Tensor
     size: int
     steps: int
+
+    @property
+    def side(self) -> int:
+        """Cells along each side of the latent."""
+        return self.size // self.autoencoder.config.downscale
+
+    @property
+    def stride(self) -> int:
+        """Pixels that the size must be a multiple of."""
+        return self.autoencoder.config.downscale * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
 
 def bundled_case() -> Case:
@@ -58,23 +70,28 @@ def bundled_case() -> Case:
     try:
         path = bundled_model_path()
     except CheckpointError:
-        autoencoder = load_config(CONFIGS / "mini_autoencoder.yaml", (), AutoencoderTrainingConfig).autoencoder
+        autoencoder = CaT2IAutoencoder(
+            load_config(CONFIGS / "mini_autoencoder.yaml", (), AutoencoderTrainingConfig).autoencoder
+        ).eval()
         diffusion = load_config(CONFIGS / "mini_diffusion.yaml", (), DiffusionTrainingConfig)
         tokens = load_config(CONFIGS / "mini_text_encoder.yaml", (), TextTrainingConfig).encoder.max_length
         unet = build_unet(diffusion.unet).eval()
-        return Case("train/configs, random weights", unet, diffusion.schedule, tokens, autoencoder.downscale, 256, 20)
+        context = torch.randn(len(PROMPTS), tokens, diffusion.unet.cross_attention_dim)
+        return Case("train/configs, random weights", unet, autoencoder, diffusion.schedule, context, 256, 20)
     model = load_checkpoint(path)
     if model.unet is None or model.text_encoder is None:
         raise CheckpointError(f"{path} must hold a UNet and a text encoder")
-    tokens = model.text_encoder.config.max_length
-    return Case("bundled model", model.unet, model.schedule, tokens, model.autoencoder.config.downscale, 256, 20)
+    with torch.no_grad():
+        context = model.text_encoder.encode(PROMPTS)
+    return Case("bundled model", model.unet, model.autoencoder, model.schedule, context, 256, 20)
 
 
 def sd_case() -> Case:
-    """The UNet of Stable Diffusion v1's size, random weights."""
-    unet = build_unet(UNET_PRESETS["sd"]).eval()
-    downscale = AUTOENCODER_PRESETS["sd"].downscale
-    return Case("preset sd, random weights", unet, ScheduleConfig(), CLIP_TOKENS, downscale, 512, 1)
+    """The networks of Stable Diffusion v1's size, random weights."""
+    config = UNET_PRESETS["sd"]
+    unet, autoencoder = build_unet(config).eval(), CaT2IAutoencoder(AUTOENCODER_PRESETS["sd"]).eval()
+    context = torch.randn(len(PROMPTS), CLIP_TOKENS, config.cross_attention_dim)
+    return Case("preset sd, random weights", unet, autoencoder, ScheduleConfig(), context, 512, 1)
 
 
 CASES = {"bundled": bundled_case, "sd": sd_case}
@@ -82,8 +99,8 @@ CASES = {"bundled": bundled_case, "sd": sd_case}
 
 def measure(name: str, case: Case, repeats: int) -> float:
     """Prints the medians of one case; seconds of one latent over seconds of three."""
-    steps, side, config = case.steps, case.size // case.downscale, case.unet.config
-    context = torch.randn(LATENTS_PER_SAMPLE, case.tokens, config["cross_attention_dim"])
+    steps, side, config = case.steps, case.side, case.unet.config
+    context = torch.randn(LATENTS_PER_SAMPLE, *case.context.shape[1:])
     noise = torch.cat([initial_noise(k, (1, config["in_channels"], side, side)) for k in range(LATENTS_PER_SAMPLE)])
 
     def sample(latents: int) -> None:
@@ -116,9 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ratios: dict[str, float] = {}
     for name in [arguments.case] if arguments.case else CASES:
         case = replace(CASES[name](), **chosen)
-        stride = case.downscale * 2 ** (len(case.unet.config["block_out_channels"]) - 1)
-        if case.size % stride:
-            parser.error(f"--size must be a multiple of {name}'s stride {stride}, got {case.size}")
+        if case.size % case.stride:
+            parser.error(f"--size must be a multiple of {name}'s stride {case.stride}, got {case.size}")
         ratios[name] = measure(name, case, arguments.repeats)
     return report(ratios, GOAL)
 

@@ -85,6 +85,14 @@ def test_equals_the_pipeline(run: Callable[..., Run], model: Path, tmp_path: Pat
     assert json.loads(out)["consistency_psnr"] == pytest.approx(psnr, abs=1e-3)
 
 
+def test_bfloat16_is_the_pipeline_in_bfloat16(run: Callable[..., Run], model: Path, tmp_path: Path) -> None:
+    status, _, _ = run("a fox", "--dtype", "bfloat16")
+    output = Text2LayerPipeline.from_pretrained(model, dtype=torch.bfloat16)("a fox", steps=2)
+    expected = (output.layers.background[0] * 255).round().byte().permute(1, 2, 0)
+    assert status == 0
+    assert read(tmp_path / "out" / "background.png") == expected.contiguous().numpy().tobytes()
+
+
 def test_json_is_one_object_last_on_stdout(run: Callable[..., Run], tmp_path: Path) -> None:
     _, out, _ = run("a fox", "--json", "--seed", "7")
     assert len(out.splitlines()) == 1
@@ -228,6 +236,7 @@ def test_model_that_cannot_draw(run: Callable[..., Run], tiny_model: Text2LayerM
         (["--formats", ""], "argument --formats: must be some of png,psd,ora, got ''"),
         (["--sampler", "euler"], "argument --sampler: invalid choice: 'euler'"),
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
         (["--bogus"], "unrecognized arguments: --bogus"),
         (["--form", "png"], "unrecognized arguments: --form png"),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from benchmarks import common, decode, sampling, training
+from benchmarks import common, decode, sampling, speed, training
 from benchmarks.sd_step import main
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_a_smaller_step_runs(arguments: list[str], capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    "measure", [sampling.main, decode.main, training.main, lambda options: main(["unet", *options])]
+    "measure", [sampling.main, decode.main, speed.main, training.main, lambda options: main(["unet", *options])]
 )
 def test_a_busy_machine_is_refused(
     measure: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
