@@ -145,7 +145,8 @@ class PhotographJudge:
         Raises:
             ValueError: a file is not there or holds something else.
         """
-        self._source, self._clip, self._network = source, None, None
+        self._source, self._clip = source, None
+        self._network: Callable[[Tensor], Tensor] | None = None
         if clip is not None:
             from transformers import CLIPModel, CLIPProcessor
 
@@ -156,8 +157,8 @@ class PhotographJudge:
         if inception is not None:
             if not inception.is_file():
                 raise ValueError(f"--inception must be a TorchScript file, found none at {inception}")
-            network = torch.jit.load(str(inception), map_location=device).eval()
-            self._network = lambda batch: network(batch.to(device), return_features=True)
+            layers = torch.jit.load(str(inception), map_location=device).eval().layers
+            self._network = lambda shown: layers((shown.to(device) - 128) / 128)  # as clean-fid does
             blocks = (source.batch(first + k, 1).image for k in range(references))
             self._references = inception_features(self._network, (compose(block)[0] for block in blocks))
 

@@ -170,11 +170,15 @@ def write_shard(path: Path, source: IconSource, count: int) -> None:
                 archive.addfile(member, content)
 
 
-class _Features(torch.nn.Module):
-    """Mean colours, in the form of the TorchScript Inception."""
+class _Inception(torch.nn.Module):
+    """Mean colours as features, in the form of the TorchScript Inception."""
 
-    def forward(self, pictures: torch.Tensor, return_features: bool = True) -> torch.Tensor:
-        return pictures.float().mean(dim=(2, 3)) / 255
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.layers(pictures)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
@@ -182,7 +186,7 @@ def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, 
                                      capsys: pytest.CaptureFixture[str]) -> None:
     """A stand-in Inception from a TorchScript file; without CLIP the similarity is left out."""
     write_shard(tmp_path / "held-0.tar", source, 40)
-    torch.jit.script(_Features()).save(str(tmp_path / "inception.pt"))
+    torch.jit.script(_Inception()).save(str(tmp_path / "inception.pt"))
     options = {**files, "--data": str(tmp_path / "held-*.tar"), "--inception": str(tmp_path / "inception.pt")}
     assert call(options, "--json") == 0
     report = json.loads(capsys.readouterr().out)
