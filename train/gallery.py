@@ -1,4 +1,7 @@
-"""Prompts drawn by a fixed seed, none picked by hand, on one page: `python -m train.gallery --out docs/gallery.jpg`."""
+"""Held-out prompts by a fixed seed, none picked by hand, on one page: `python -m train.gallery --out docs/gallery.jpg`.
+
+Below them again those that went wrong most: where the evaluator sees another thing than the prompt's.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from text2layer_core.checkpoint import bundled_model_path, load_checkpoint
+from text2layer_core.compositing import compose
 from text2layer_core.files import layer_sheet
+from text2layer_core.layers import TwoLayerImage
 from text2layer_core.pipeline import Text2LayerPipeline
 from train.check import open_icons
+from train.evaluator import IconEvaluator, load_evaluator
+from train.icons.source import IconSource
 
 _COLUMNS = 2
+_BEYOND = 10**9  # scenes far beyond those that training and the checks have seen
 _SHEET_WIDTH = 640
 
 
@@ -24,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.gallery", description=__doc__)
     parser.add_argument("--model", type=Path, help="checkpoint (default: the bundled one)")
     parser.add_argument("--sprites", type=Path, help="sprite cache (default: the one that the model's card names)")
-    parser.add_argument("--count", type=int, default=24, help="prompts, the first half of them held out")
+    parser.add_argument("--count", type=int, default=24, help="held-out prompts")
+    parser.add_argument("--failures", type=int, default=4, help="how many of the worst to show again below")
+    parser.add_argument("--evaluator", type=Path, help="icon evaluator (default: the one beside the bundled model)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, help="guidance (default: the one in the model's card)")
@@ -35,19 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = load_checkpoint(arguments.model or bundled_model_path())
         pipeline = Text2LayerPipeline(model)
-        half = arguments.count // 2
-        # Scenes far beyond those that training and the check have seen.
-        prompts = [caption for split, count in (("held_out", half), ("train", arguments.count - half))
-                   for caption in open_icons(model, split, arguments.sprites).captions(10**9, count)]
+        source = open_icons(model, "held_out", arguments.sprites)
+        evaluator = load_evaluator(arguments.evaluator)
+        prompts = source.captions(_BEYOND, arguments.count)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
-        sheets: list[Image.Image] = []
+        drawn: list[TwoLayerImage] = []
         for i, prompt in enumerate(tqdm(prompts, desc="gallery", unit="picture", file=sys.stderr)):
-            output = pipeline(prompt, seed=arguments.seed + i, steps=arguments.steps, guidance_scale=guidance)
-            label = f"{prompt} (held out)" if i < half else prompt
-            sheet = layer_sheet(output.layers, label)
-            size = (_SHEET_WIDTH, round(sheet.height * _SHEET_WIDTH / sheet.width))
-            sheets.append(sheet.resize(size, Image.Resampling.LANCZOS))
+            drawn.append(pipeline(prompt, seed=arguments.seed + i, steps=arguments.steps,
+                                  guidance_scale=guidance).layers)
+        sheets = [_sheet(layers, prompt) for layers, prompt in zip(drawn, prompts, strict=True)]
+        for i, seen in failures(evaluator, source, drawn)[: arguments.failures]:
+            sheets.append(_sheet(drawn[i], f"failed, seen as {seen}: {prompts[i]}"))
         _grid(sheets).save(arguments.out, quality=88)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -55,12 +65,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def failures(evaluator: IconEvaluator, source: IconSource, drawn: Sequence[TwoLayerImage]) -> list[tuple[int, str]]:
+    """Which pictures show another thing than asked for, and what the evaluator sees there; the surest first."""
+    scores = torch.cat([evaluator.thing_scores(compose(layers)) for layers in drawn])
+    asked = [evaluator.things.index(scene.thing.name) for scene in source.scenes(_BEYOND, len(drawn))]
+    lead = scores.amax(dim=1) - scores[range(len(drawn)), asked]
+    order = [int(i) for i in lead.argsort(descending=True) if lead[i] > 0]
+    return [(i, evaluator.things[int(scores[i].argmax())]) for i in order]
+
+
+def _sheet(layers: TwoLayerImage, label: str) -> Image.Image:
+    sheet = layer_sheet(layers, label)
+    return sheet.resize((_SHEET_WIDTH, round(sheet.height * _SHEET_WIDTH / sheet.width)), Image.Resampling.LANCZOS)
+
+
 def _grid(sheets: Sequence[Image.Image]) -> Image.Image:
     rows = -(-len(sheets) // _COLUMNS)
     height = max(sheet.height for sheet in sheets)
     page = Image.new("RGB", (_COLUMNS * _SHEET_WIDTH, rows * height), "white")
     for i, sheet in enumerate(sheets):
-        page.paste(sheet, (i // rows * _SHEET_WIDTH, i % rows * height))
+        page.paste(sheet, (i % _COLUMNS * _SHEET_WIDTH, i // _COLUMNS * height))
     return page
 
 
