@@ -431,7 +431,7 @@ def test_refuses_what_does_not_exist(sprites: SpriteCache) -> None:
         source(sprites, styles=("oil",))
     with pytest.raises(ValueError, match=f"places must be among the {len(PLACES)} there are, got moon"):
         source(sprites, places=("moon",))
-    with pytest.raises(ValueError, match="split must be one of train, held_out, got test"):
+    with pytest.raises(ValueError, match="split must be one of train, held_out, all, got test"):
         source(sprites, "test")
     lone = next(place for place in PLACES if not is_held_out("ball", place))
     with pytest.raises(ValueError, match=r"split held_out must hold a \(thing, place\) pair, got none of 1 things"):
