@@ -111,7 +111,7 @@ class Text2LayerPipeline:
         path = bundled_model_path() if path is None else Path(path)
         model = load_checkpoint(path, device=device, dtype=dtype)
         if device.type == "cpu":  # oneDNN decodes about a tenth quicker so; for the UNet it does not pay
-            model.autoencoder.to(memory_format=torch.channels_last)
+            nn.utils.convert_conv2d_weight_memory_format(model.autoencoder, torch.channels_last)
         if model.external_text_encoder is None and text_encoder is not None:
             raise ValueError(f"text_encoder must be left out for {path}, which has its own, got {text_encoder}")
         if model.external_text_encoder is not None:
