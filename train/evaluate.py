@@ -25,7 +25,7 @@ from train.pictures import save_grid
 from train.shards import ShardsConfig
 
 _SHEET_COLUMNS = 8
-_PLOTTED = ("mask_area", "mask_components", "mask_softness")
+_PLOTTED = ("area", "components", "softness")
 
 
 def make_judge(
@@ -96,7 +96,7 @@ def save_plots(folder: Path, figures: Mapping[str, Mapping[str, Tensor]]) -> Non
     for axes, name in zip(figure.subplots(1, len(_PLOTTED)), _PLOTTED, strict=True):
         values = [found[name].numpy() for found in figures.values()]
         axes.hist(values, bins=20, label=list(figures), density=True)
-        axes.set_xlabel(name.replace("_", " "))
+        axes.set_xlabel(f"mask: {name}")
         axes.legend()
     figure.savefig(folder / "masks.png", dpi=100)
 

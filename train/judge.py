@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from text2layer_core import metrics
+from text2layer_core import metrics, report
 from text2layer_core.compositing import compose
 from text2layer_core.distribution import clip_score, frechet_distance, inception_features, kernel_distance
 from text2layer_core.layers import TwoLayerImage
@@ -97,20 +98,13 @@ def _bytes(pictures: Tensor) -> np.ndarray[Any, Any]:
 
 
 def layer_figures(drawn: Drawn) -> dict[str, Tensor]:
-    """What layers say of themselves, of each picture (n,): shares, 1/255, dB; NaN where there is none."""
-    layers = drawn.layers
-    statistics = metrics.mask_statistics(layers.mask)
-    found = {
-        "fringe": metrics.fringe(layers.foreground, layers.mask),
-        "ghost": metrics.ghost(layers.background, layers.mask),
-        "mask_area": statistics.area,
-        "mask_softness": statistics.softness,
-        "mask_components": statistics.components.float(),
+    """The figures of `report.layer_figures` (n,): what layers say of themselves; NaN where there is none."""
+    rows = report.layer_figures(drawn.layers, predicted_composed=drawn.predicted_composed)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {
+        name: torch.tensor([math.nan if value is None else value for value in values]).nan_to_num(math.nan, _MOST_DECIBEL)
+        for name, values in columns.items() if any(value is not None for value in values)
     }
-    if drawn.predicted_composed is not None:
-        consistency = metrics.consistency_psnr(drawn.predicted_composed, compose(layers))
-        found["consistency_psnr"] = consistency.clamp(max=_MOST_DECIBEL)
-    return found
 
 
 class Judge(Protocol):

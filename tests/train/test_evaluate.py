@@ -73,7 +73,7 @@ def test_the_truth_is_judged_as_true(source: IconSource, sprites: SpriteCache) -
     image = source.batch(0, 24).image
     found = judge.figures(Drawn(image, compose(image)))
     assert float(found["thing_top1_nearest_sprite"].mean()) > 0.8
-    torch.testing.assert_close(found["mask_area"], image.mask.mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(found["area"], image.mask.mean(dim=(1, 2, 3)))
     assert found["consistency_psnr"].tolist() == [100.0] * 24
     torch.testing.assert_close(found["fringe"], metrics.fringe(image.foreground, image.mask), equal_nan=True)
     assert set(found["leakage"].tolist()) <= {0.0, 1.0}
