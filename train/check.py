@@ -264,10 +264,15 @@ def _cell(value: object) -> str:
     return f"{value:10.3f}" if isinstance(value, float) else f"{'-' if value is None else value!s:>10}"
 
 
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raises one ValueError that lists every number out of range, before any work."""
-    problems = [f"--{name} must be at least {least}, got {getattr(arguments, name)}"
-                for name, least in (("scenes", 1), ("prompts", 0), ("steps", 1)) if getattr(arguments, name) < least]
+def check_arguments(arguments: argparse.Namespace, least: Mapping[str, int]) -> None:
+    """Raises one ValueError that lists every number out of range, before any work.
+
+    Args:
+        arguments: with cfg, device, and all names of `least`.
+        least: name -> the smallest number that it may be.
+    """
+    problems = [f"--{name} must be at least {number}, got {getattr(arguments, name)}"
+                for name, number in least.items() if getattr(arguments, name) < number]
     if arguments.cfg is not None and not (math.isfinite(arguments.cfg) and arguments.cfg >= 0):
         problems.append(f"--cfg must be finite and at least 0, got {arguments.cfg}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -299,7 +304,7 @@ def images_seen(card: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_check(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the report; ValueError on a model or data that do not fit."""
-    check_arguments(arguments)
+    check_arguments(arguments, {"scenes": 1, "prompts": 0, "steps": 1})
     device = torch.device(arguments.device)
     model = load_checkpoint(arguments.model or bundled_model_path(), device=device)
     train, held_out = (open_icons(model, split, arguments.sprites) for split in ("train", "held_out"))

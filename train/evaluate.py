@@ -17,10 +17,10 @@ from torch import Tensor
 from text2layer_core.checkpoint import Text2LayerModel, bundled_model_path, load_checkpoint
 from text2layer_core.compositing import compose
 from text2layer_core.pipeline import Text2LayerPipeline
-from train.check import images_seen, open_icons
+from train.check import check_arguments, images_seen, open_icons
 from train.data import DataConfig, Source, open_source
 from train.evaluator import load_evaluator
-from train.judge import REFERENCES_FROM, Drawing, Drawn, IconJudge, Interval, Judge, PhotographJudge, draw, intervals
+from train.judge import Drawing, Drawn, IconJudge, Interval, Judge, PhotographJudge, draw, intervals
 from train.pictures import save_grid
 from train.shards import ShardsConfig
 
@@ -50,7 +50,7 @@ def make_judge(
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Draws what is not drawn yet, judges it beside the truth, and writes the report into --out."""
-    check_arguments(arguments)
+    check_arguments(arguments, {"count": 10, "references": 10, "steps": 1, "seed": 0})
     device = torch.device(arguments.device)
     model = load_checkpoint(arguments.model or bundled_model_path(), device=device)
     source, judge, card = make_judge(arguments, model, device)
@@ -108,21 +108,6 @@ def format_table(table: Mapping[str, Mapping[str, Interval]]) -> str:
         cells = [str(found[name]) if name in found else "-" for found in table.values()]
         lines.append(f"{name:28}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
-
-
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raises one ValueError that lists every number out of range, before any work."""
-    problems = [f"--{name} must be at least {least}, got {getattr(arguments, name)}"
-                for name, least in (("count", 10), ("references", 10), ("steps", 1), ("seed", 0))
-                if getattr(arguments, name) < least]
-    if arguments.count > REFERENCES_FROM:
-        problems.append(f"--count must be at most {REFERENCES_FROM}, got {arguments.count}")
-    if arguments.cfg is not None and not (math.isfinite(arguments.cfg) and arguments.cfg >= 0):
-        problems.append(f"--cfg must be finite and at least 0, got {arguments.cfg}")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        problems.append("--device must be one that this machine has, got cuda")
-    if problems:
-        raise ValueError("; ".join(problems))
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON

@@ -100,11 +100,9 @@ def _bytes(pictures: Tensor) -> np.ndarray[Any, Any]:
 def layer_figures(drawn: Drawn) -> dict[str, Tensor]:
     """The figures of `report.layer_figures` (n,): what layers say of themselves; NaN where there is none."""
     rows = report.layer_figures(drawn.layers, predicted_composed=drawn.predicted_composed)
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return {
-        name: torch.tensor([math.nan if value is None else value for value in values]).nan_to_num(math.nan, _MOST_DECIBEL)
-        for name, values in columns.items() if any(value is not None for value in values)
-    }
+    columns = {name: [math.nan if row[name] is None else row[name] for row in rows] for name in rows[0]}
+    found = {name: torch.tensor(values).nan_to_num(math.nan, _MOST_DECIBEL) for name, values in columns.items()}
+    return {name: values for name, values in found.items() if not values.isnan().all()}
 
 
 class Judge(Protocol):
