@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from text2layer_core import metrics, report
@@ -22,9 +22,6 @@ from text2layer_core.pipeline import Text2LayerPipeline
 from train.data import ArrayCache, Source
 from train.evaluator import IconEvaluator
 from train.icons.source import IconSource
-
-if TYPE_CHECKING:
-    from transformers import CLIPModel, CLIPProcessor
 
 RESAMPLES = 1000
 REFERENCES_FROM = 1 << 20
@@ -144,8 +141,9 @@ class PhotographJudge:
 
             if not (clip / "config.json").is_file():
                 raise ValueError(f"--clip must be a folder with a CLIP model, found no config.json in {clip}")
-            model = cast("CLIPModel", CLIPModel.from_pretrained(clip, local_files_only=True).eval().to(device))
-            self._clip = model, cast("CLIPProcessor", CLIPProcessor.from_pretrained(clip, local_files_only=True))
+            model = CLIPModel.from_pretrained(clip, local_files_only=True).eval()
+            cast("nn.Module", model).to(device)
+            self._clip = model, CLIPProcessor.from_pretrained(clip, local_files_only=True)
         if inception is not None:
             if not inception.is_file():
                 raise ValueError(f"--inception must be a TorchScript file, found none at {inception}")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.core.clip import tiny_clip
 from tests.train.evaluators import PLACES, make_evaluator
 from tests.train.test_check import make_model
 from text2layer_core import metrics
@@ -184,7 +185,7 @@ class _Inception(torch.nn.Module):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
 def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, tmp_path: Path,
                                      capsys: pytest.CaptureFixture[str]) -> None:
-    """A stand-in Inception from a TorchScript file; without CLIP the similarity is left out."""
+    """A stand-in Inception from a TorchScript file, a small CLIP from its folder; without it no similarity."""
     write_shard(tmp_path / "held-0.tar", source, 40)
     torch.jit.script(_Inception()).save(str(tmp_path / "inception.pt"))
     options = {**files, "--data": str(tmp_path / "held-*.tar"), "--inception": str(tmp_path / "inception.pt")}
@@ -192,5 +193,10 @@ def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, 
     report = json.loads(capsys.readouterr().out)
     assert report["model"]["frechet_distance"]["value"] > report["truth"]["frechet_distance"]["value"]
     assert "similarity" not in report["model"]
-    assert call({**options, "--inception": "none.pt"}) == 2
-    assert "--inception must be a TorchScript file, found none at none.pt" in capsys.readouterr().err
+    for part in tiny_clip():
+        part.save_pretrained(tmp_path / "clip")
+    assert call({**options, "--clip": str(tmp_path / "clip")}, "--json") == 0
+    assert -1 <= json.loads(capsys.readouterr().out)["model"]["similarity"]["value"] <= 1
+    for name, message in (("inception", "a TorchScript file, found none at none"), ("clip", "found no config.json")):
+        assert call({**options, f"--{name}": "none"}) == 2
+        assert message in capsys.readouterr().err
