@@ -282,7 +282,7 @@ def widen_unet(wide: nn.Module, narrow: nn.Module) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, 2 with one line on bad input, 130 when it was stopped."""
+    """Runs the command; 0, 1 when a loss became infinite, 2 on bad input (one line each), 130 when it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m train.tables", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "tables.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="overrides a key of the config")
@@ -310,6 +310,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except Interrupted:
         return 130
     text = write_tables(config, results, {name: system.title for name, system in SYSTEMS.items()})
