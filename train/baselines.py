@@ -22,11 +22,11 @@ from text2layer_core.autoencoder import (
 from text2layer_core.compositing import blend
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.masks import grow_mask
-from train.data import Source, sample_noise
+from train.data import Source
 from train.engine import Objective, Part
 from train.pictures import save_grid
 from train.samples import LayeredBatch
-from train.train_autoencoder import AutoencoderBatch, AutoencoderTrainingConfig
+from train.train_autoencoder import AutoencoderBatch, AutoencoderTrainingConfig, draw_batch
 
 _KINDS = 4
 _SHEET_SAMPLES = 8
@@ -168,11 +168,7 @@ class ImageAutoencoderTask:
 
     def batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
         """Samples and their latent noise."""
-        stack = self._source.batch(part.start, part.count, device).stack
-        side = self._source.size // self._config.autoencoder.downscale
-        shape = (self._config.autoencoder.latent_channels, side, side)
-        noise = sample_noise(self._config.training.seed, range(part.start, part.start + part.count), shape)
-        return AutoencoderBatch(stack, noise.to(device), False)
+        return draw_batch(self._config, self._source, part, device)
 
     @torch.no_grad()
     def sheet(self, path: Path, images: int, device: torch.device) -> None:

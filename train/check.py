@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class LayeredCoder(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> DecodedLayers:
-        """Z -> layers in [0, 1]."""
+        """Latents -> layers in [0, 1]."""
         ...
 
 
@@ -75,29 +75,26 @@ def check_reconstruction(
     autoencoder: LayeredCoder, source: IconSource, count: int, device: torch.device
 ) -> dict[str, float | None]:
     """Reconstruction of a source's first scenes: figure name -> mean over the scenes; None where none has it."""
-    found: dict[str, list[Tensor]] = {}
-    for start in tqdm(range(0, count, _BATCH), desc="autoencoder", unit="batch", file=sys.stderr):
-        truth = source.batch(start, min(_BATCH, count - start), device).image
+
+    def figures(truth: TwoLayerImage) -> dict[str, Tensor]:
         decoded = autoencoder.decode(autoencoder.encode_stack(truth.stack()).mode())
-        figures = layer_figures(decoded.layers, truth)
+        found = layer_figures(decoded.layers, truth)
         if decoded.predicted_composed is not None:
-            figures["predicted_composed_psnr"] = _psnr(decoded.predicted_composed, compose(truth))
-        for key, values in figures.items():
-            found.setdefault(key, []).append(values.cpu())
-    return _means(found)
+            found["predicted_composed_psnr"] = _psnr(decoded.predicted_composed, compose(truth))
+        return found
+
+    return _mean_figures(source, count, device, figures)
 
 
 def check_thumbnails(source: IconSource, count: int, device: torch.device) -> dict[str, float | None]:
     """The same figures of the scenes' thumbnails."""
-    found: dict[str, list[Tensor]] = {}
-    for start in range(0, count, _BATCH):
-        truth = source.batch(start, min(_BATCH, count - start), device).image
+
+    def figures(truth: TwoLayerImage) -> dict[str, Tensor]:
         blurred = TwoLayerImage(*(thumbnail(part) for part in (truth.foreground, truth.background, truth.mask)))
-        figures = layer_figures(blurred, truth)
-        figures["composed_psnr"] = _psnr(thumbnail(compose(truth)), compose(truth))
-        for key, values in figures.items():
-            found.setdefault(key, []).append(values.cpu())
-    return _means(found)
+        composed = _psnr(thumbnail(compose(truth)), compose(truth))
+        return layer_figures(blurred, truth) | {"composed_psnr": composed}
+
+    return _mean_figures(source, count, device, figures)
 
 
 def check_autoencoder(model: Text2LayerModel, source: IconSource, count: int, device: torch.device) -> dict[str, Any]:
@@ -234,8 +231,15 @@ def _spread(groups: Tensor) -> float | None:
     return float(differences.sum() / (len(groups) * count * (count - 1))) if count > 1 else None
 
 
-def _means(found: Mapping[str, Sequence[Tensor]]) -> dict[str, float | None]:
-    return {key: _finite(torch.cat(list(values)).nanmean()) for key, values in found.items()}
+def _mean_figures(
+    source: IconSource, count: int, device: torch.device, figures: Callable[[TwoLayerImage], Mapping[str, Tensor]]
+) -> dict[str, float | None]:
+    """Means of what is said of each of a source's first scenes; None where none has that figure."""
+    found: dict[str, list[Tensor]] = {}
+    for start in tqdm(range(0, count, _BATCH), desc="autoencoder", unit="batch", file=sys.stderr):
+        for key, values in figures(source.batch(start, min(_BATCH, count - start), device).image).items():
+            found.setdefault(key, []).append(values.cpu())
+    return {key: _finite(torch.cat(values).nanmean()) for key, values in found.items()}
 
 
 def _finite(value: Tensor) -> float | None:

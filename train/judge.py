@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -295,6 +295,6 @@ def _distances(features: Tensor, references: Tensor) -> dict[str, Interval]:
     }
 
 
-def intervals(figures: Mapping[str, Tensor], names: Sequence[str] | None = None) -> dict[str, Interval]:
+def intervals(figures: Mapping[str, Tensor]) -> dict[str, Interval]:
     """The means of figures with their intervals."""
-    return {name: mean_interval(figures[name]) for name in (names or figures) if name in figures}
+    return {name: mean_interval(values) for name, values in figures.items()}

@@ -216,11 +216,7 @@ class AutoencoderTask:
 
     def batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
         """Samples and their latent noise."""
-        stack = self._source.batch(part.start, part.count, device).stack
-        side = self._source.size // self._config.autoencoder.downscale
-        shape = (self._config.autoencoder.latent_channels, side, side)
-        noise = sample_noise(self._config.training.seed, range(part.start, part.start + part.count), shape)
-        return AutoencoderBatch(stack, noise.to(device), part.start >= self._config.losses.adversarial_from)
+        return draw_batch(self._config, self._source, part, device)
 
     @torch.no_grad()
     def sheet(self, path: Path, images: int, device: torch.device) -> None:
@@ -246,6 +242,17 @@ class AutoencoderTask:
             raise ValueError(f"--init-from must hold the configured autoencoder, got {model.autoencoder.config}")
         self.autoencoder.load_state_dict(model.autoencoder.state_dict())
         return int(model.card.get("images", 0)) if model.card.get("stage") == "autoencoder" else 0
+
+
+def draw_batch(
+    config: AutoencoderTrainingConfig, source: Source, part: Part, device: torch.device
+) -> AutoencoderBatch:
+    """Samples and their latent noise, both functions of their indices."""
+    stack = source.batch(part.start, part.count, device).stack
+    side = source.size // config.autoencoder.downscale
+    shape = (config.autoencoder.latent_channels, side, side)
+    noise = sample_noise(config.training.seed, range(part.start, part.start + part.count), shape)
+    return AutoencoderBatch(stack, noise.to(device), part.start >= config.losses.adversarial_from)
 
 
 def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> AutoencoderTask:
