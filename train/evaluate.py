@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -52,12 +53,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Draws what is not drawn yet, judges it beside the truth, and writes the report into --out."""
     check_arguments(arguments, {"count": 10, "references": 10, "steps": 1, "seed": 0})
     device = torch.device(arguments.device)
-    model = load_checkpoint(arguments.model or bundled_model_path(), device=device)
+    path = arguments.model or bundled_model_path()
+    model = load_checkpoint(path, device=device)
     source, judge, card = make_judge(arguments, model, device)
     guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
     drawing = Drawing(count=arguments.count, seed=arguments.seed, steps=arguments.steps, guidance_scale=guidance,
                       sampler=arguments.sampler)
-    drawn = draw(Text2LayerPipeline(model, device), source, drawing, arguments.out / "drawn", model.card)
+    drawn = draw(Text2LayerPipeline(model, device), source, drawing, arguments.out / "drawn",
+                 hashlib.sha256(path.read_bytes()).hexdigest())
     truth = Drawn(source.batch(0, arguments.count).image, None)
     figures = {"model": judge.figures(drawn), "truth": judge.figures(truth)}
     table = {

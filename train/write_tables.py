@@ -120,7 +120,8 @@ def write_tables(config: TablesConfig, results: Results, titles: Mapping[str, st
     for claim in CLAIMS:
         shown, verdict = claim_verdict(results, claim)
         lines.append(f"| {claim.text} | {claim.paper} | {_UNITS[claim.figure]} {shown} | {verdict} |")
-    lines += ["", _VERDICT_NOTE, "", "## The open problem: both at once", "", _BALANCE_NOTE, "",
+    lines += ["", f"{_VERDICT_NOTE} Seeds here: {', '.join(map(str, seeds))}.", "",
+              "## The open problem: both at once", "", _BALANCE_NOTE, "",
               "| aim | the paper's figure there | balanced against it, seed by seed | reached |", "|---|---|---|---|"]
     for claim in BALANCE:
         shown, verdict = claim_verdict(results, claim)

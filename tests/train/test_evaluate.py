@@ -140,6 +140,19 @@ def test_the_command(files: dict[str, str], capsys: pytest.CaptureFixture[str]) 
     assert "leakage" in table
 
 
+def test_other_weights_under_the_same_card_are_drawn_anew(
+    files: dict[str, str], sprite_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(files, "--json") == 0
+    first = json.loads(capsys.readouterr().out)
+    model = make_model(sprite_file)
+    with torch.no_grad():
+        model.autoencoder.heads["background"].conv2.bias.add_(1)
+    save_checkpoint(Path(files["--model"]), model)
+    assert call(files, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["model"]["similarity"] != first["model"]["similarity"]
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"--count": "3", "--steps": "0"}, "--count must be at least 10, got 3; --steps must be at least 1, got 0"),
     ({"--cfg": "nan"}, "--cfg must be finite and at least 0, got nan"),
