@@ -38,14 +38,15 @@ def reconstruction_l1(prediction: Tensor, target: Tensor) -> Tensor:
     return _absolute_difference(prediction, target).mean()
 
 
-def foreground_l1(prediction: Tensor, target: Tensor, mask: Tensor, *, floor: float = 0.05) -> Tensor:
-    """The foreground's L1, normalised by the mask's area: sum m |F^ - F| / sum m per sample and channel.
+def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor, *, floor: float = 0.05) -> Tensor:
+    """L1 normalised by the mask's area: sum m |F^ - F| / sum m per sample and channel; of F or of what B hides.
 
-    Not in the paper: over the whole picture a small thing hardly counts, and F comes out in one hue.
+    Not in the paper: over the whole picture a small thing hardly counts, so that F comes out in one hue, and B keeps a
+    trace of it.
 
     Args:
-        prediction: F^, (N, C, H, W).
-        target: F, (N, C, H, W).
+        prediction: F^ or B^, (N, C, H, W).
+        target: F or B, (N, C, H, W).
         mask: the true m, (N, 1, H, W).
         floor: the least area, as a share of the picture, that is divided by: keeps the loss of an
             almost empty mask from exploding; above 0, at most 1.

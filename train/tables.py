@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -92,12 +92,15 @@ class TablesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Coder:
-    """An autoencoder of the tables."""
+    """An autoencoder of the tables; `losses` are changes to the paper's, or to ours where it is balanced."""
 
     joint: bool = True
     composed_head: bool = True
     balanced: bool = False
     filtered: bool = True
+    losses: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    latent_noise: float = 0.0
+    latent_channels: int | None = None
 
 
 CODERS = {
@@ -106,17 +109,28 @@ CODERS = {
     "images": Coder(joint=False),
     "unfiltered": Coder(filtered=False),
     "balanced": Coder(balanced=True),
+    "area": Coder(losses={"foreground_by_area": True}),
+    "no-consistency": Coder(balanced=True, losses={"consistency": 0.0}),
+    "no-composition": Coder(balanced=True, losses={"composition": 0.0}),
+    "uncertainty": Coder(losses={"uncertainty": True}),
+    "channels-16": Coder(balanced=True, latent_channels=16),
+    "hidden": Coder(balanced=True, losses={"hidden_background": 1.0}),
+    "hidden-noise": Coder(balanced=True, losses={"hidden_background": 1.0}, latent_noise=0.4),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """A row of the tables: its name there, its autoencoder, what the UNet sees of it, and where its weights begin."""
+    """A row of the tables: its name there, its autoencoder, what the UNet sees of it, and where its weights begin.
+
+    A system that is tried for the open problem alone stands in a table of its own.
+    """
 
     title: str
     coder: str
     layout: Layout = "joint"
     begins_as: str | None = None
+    tried: bool = False
 
 
 SYSTEMS = {
@@ -127,6 +141,13 @@ SYSTEMS = {
     "sd-ae-ft": System(title="SD-AE-UNet (ft)", coder="images", layout="separate", begins_as="flat"),
     "unfiltered": System(title="CaT2I-AE-SD, unfiltered data", coder="unfiltered"),
     "balanced": System(title="CaT2I-AE-SD, balanced (ours)", coder="balanced"),
+    "area": System(title="F by area alone", coder="area", tried=True),
+    "no-consistency": System(title="balanced without predicted I's consistency", coder="no-consistency", tried=True),
+    "no-composition": System(title="balanced without the composition's L1", coder="no-composition", tried=True),
+    "uncertainty": System(title="the paper's terms weighted by uncertainty", coder="uncertainty", tried=True),
+    "channels-16": System(title="balanced, 16 latent channels", coder="channels-16", tried=True),
+    "hidden": System(title="balanced, and B by area where F hides it", coder="hidden", tried=True),
+    "hidden-noise": System(title="the same, and noise on the decoder's latents", coder="hidden-noise", tried=True),
 }
 
 
@@ -198,8 +219,10 @@ class Workshop:
         training = replace(config.autoencoder_training, seed=self._seed)
         whole = AutoencoderTrainingConfig(
             run=str(self._folder / f"autoencoder-{name}"), data=config.data, training=training,
-            autoencoder=replace(config.autoencoder, composed_head=coder.composed_head),
-            losses=config.balanced if coder.balanced else config.losses, cached=config.cached,
+            autoencoder=replace(config.autoencoder, composed_head=coder.composed_head,
+                                latent_channels=coder.latent_channels or config.autoencoder.latent_channels),
+            losses=replace(config.balanced if coder.balanced else config.losses, **coder.losses),
+            cached=config.cached, latent_noise=coder.latent_noise,
         )
         set_seed(self._seed)
         source = self._source(filtered=coder.filtered)
@@ -281,6 +304,33 @@ def widen_unet(wide: nn.Module, narrow: nn.Module) -> None:
     wide.load_state_dict(state)
 
 
+def read_records(page: Path, config: TablesConfig) -> dict[int, dict[str, Any]]:
+    """The figures beside a page, seed -> system -> figures.
+
+    Raises:
+        ValueError: they are of another recipe.
+    """
+    path = page.with_suffix(".json")
+    if not path.is_file():
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored["recipe"] != _recipe(config):
+        raise ValueError(f"{path} must hold figures of the config's recipe, got another's: choose another --out")
+    return {int(seed): systems for seed, systems in stored["seeds"].items()}
+
+
+def write_records(page: Path, config: TablesConfig, results: Mapping[int, Mapping[str, Any]]) -> None:
+    """Writes the figures beside a page."""
+    record = {"recipe": _recipe(config), "seeds": {str(seed): results[seed] for seed in sorted(results)}}
+    page.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _recipe(config: TablesConfig) -> dict[str, Any]:
+    """What the figures depend on, as JSON has it."""
+    return json.loads(json.dumps({name: value for name, value in asdict(config).items()
+                                  if name not in {"run", "seeds", "text"}}))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, 1 when a loss became infinite, 2 on bad input (one line each), 130 when it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m train.tables", description=__doc__)
@@ -291,10 +341,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, help="some of the config's (default: all)")
     parser.add_argument("--evaluator", type=Path, help="icon evaluator (default: the one beside the bundled model)")
     parser.add_argument("--train-only", action="store_true", help="train without judging: needs no evaluator")
-    parser.add_argument("--out", type=Path, help="Markdown file (default: print)")
+    parser.add_argument("--out", type=Path, metavar="FILE.md",
+                        help="page to write (default: print); figures go into FILE.json, and what it holds of other systems "
+                             "and seeds stays on the page")
     arguments = parser.parse_args(argv)
     try:
         config = load_config(arguments.config, arguments.set, TablesConfig)
+        results = read_records(arguments.out, config) if arguments.out else {}
         unknown = set(arguments.seeds or ()) - set(config.seeds)
         if unknown:
             raise ValueError(f"--seeds must be among {list(config.seeds)}, got {sorted(unknown)}")
@@ -305,8 +358,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.train_only:
             return 0
         evaluator = load_evaluator(arguments.evaluator)
-        results = {seed: {name: shop.figures(name, evaluator) for name in arguments.systems}
-                   for seed, shop in shops.items()}
+        for seed, shop in shops.items():
+            for name in arguments.systems:
+                results.setdefault(seed, {})[name] = shop.figures(name, evaluator)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -315,11 +369,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Interrupted:
         return 130
-    text = write_tables(config, results, {name: system.title for name, system in SYSTEMS.items()})
+    titles = {name: system.title for name, system in SYSTEMS.items()}
+    text = write_tables(config, results, titles, {name for name, system in SYSTEMS.items() if system.tried})
     if arguments.out is None:
         print(text)
     else:
         arguments.out.write_text(text, encoding="utf-8")
+        write_records(arguments.out, config, results)
     return 0
 
 

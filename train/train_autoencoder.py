@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from text2layer_core import losses
-from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
+from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder, LatentDistribution
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 from text2layer_core.compositing import blend
 from text2layer_core.schedule import ScheduleConfig
@@ -21,6 +22,8 @@ from train.launch import launch
 from train.pictures import save_grid
 
 _SHEET_ROWS = 8
+_WEIGHED = ("foreground", "background", "composed", "perceptual", "mask")  # by uncertainty, where so configured
+_GOLDEN = 0.6180339887498949  # its multiples spread evenly in [0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,11 @@ class LossConfig:
         kl: weight of the KL term per pixel value, LDM's 1e-6.
         foreground_by_area: the foreground's L1 normalised by the mask's area (ours) instead of over the whole picture.
         foreground_outside: with foreground_by_area, weight of F's L1 over the whole picture (the padded colour).
+        hidden_background: weight of B's L1 where the mask covers it, normalised by the mask's area (ours).
         composition: weight of |I - compose(F^, B^, m^)| (ours).
         consistency: weight of |I^ - compose(F^, B^, m^)| (ours).
+        uncertainty: the terms of F, B, I, the mask and the perceptual one count as exp(-s) L + s with learnt s
+            (Kendall et al. 2018, in the form for L1) instead of equally.
     """
 
     mask: float = 1.0
@@ -49,8 +55,10 @@ class LossConfig:
     kl: float = 1e-6
     foreground_by_area: bool = False
     foreground_outside: float = 0.1
+    hidden_background: float = 0.0
     composition: float = 0.0
     consistency: float = 0.0
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,9 @@ class AutoencoderTrainingConfig:
         run: run folder, outside the checkout.
         cached: samples drawn once to disk and seen again in new orders; 0 draws every sample afresh.
         frozen_encoder: train the decoder alone (with --init-from), so that a UNet trained on the latents still fits.
+        latent_noise: most noise that the decoder gets on top of the posterior's, in standard deviations of the latents,
+            at a level for each sample between 0 and this. A UNet's latents are never exact: a decoder that has seen
+            such ones leaves less of the thing in the background. 0 is the paper's.
     """
 
     run: str
@@ -70,11 +81,13 @@ class AutoencoderTrainingConfig:
     losses: LossConfig = field(default_factory=LossConfig)
     cached: int = 0
     frozen_encoder: bool = False
+    latent_noise: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        if self.cached < 0:
-            raise ValueError(f"cached must not be negative, got {self.cached}")
+        for name, value in (("cached", self.cached), ("latent_noise", self.latent_noise)):
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
 
 
 @dataclass
@@ -84,12 +97,14 @@ class AutoencoderBatch:
     Attributes:
         stack: truth, (n, 7, H, W).
         noise: of the latents, (n, C, h, w).
+        noise_level: of each sample, (n, 1, 1, 1), in standard deviations of the latents; see `latent_noise`.
         adversarial: whether the adversarial terms have set in.
         reconstructions: what the autoencoder makes of it, for the discriminator.
     """
 
     stack: Tensor
     noise: Tensor
+    noise_level: Tensor
     adversarial: bool
     reconstructions: list[Tensor] = field(default_factory=list[Tensor])
 
@@ -107,14 +122,14 @@ class AutoencoderObjective(nn.Module):
         self._config = config
         self._discriminator = (discriminator,)  # in a tuple, so that it is no submodule
         self._perceptual = (perceptual,)
+        if config.uncertainty:
+            self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in _WEIGHED})
 
     def forward(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
         """The sum "loss" and its terms."""
         config = self._config
         foreground, background, mask = batch.stack.split([3, 3, 1], dim=1)
-        distribution, outputs = self.autoencoder(
-            batch.stack, lambda d: d.mean + torch.exp(0.5 * d.logvar) * batch.noise
-        )
+        distribution, outputs = self.autoencoder(batch.stack, lambda d: _inexact(d, batch))
         outputs = {name: output.float() for name, output in outputs.items()}
         outputs["mask"] = _saturated(outputs["mask"])
         truths = {"foreground": foreground, "background": background, "composed": blend(foreground, background, mask)}
@@ -123,7 +138,7 @@ class AutoencoderObjective(nn.Module):
         for name in pictures:
             terms[name] = losses.reconstruction_l1(outputs[name], truths[name])
         if config.foreground_by_area:
-            terms["foreground"] = (losses.foreground_l1(outputs["foreground"], foreground, mask)
+            terms["foreground"] = (losses.masked_l1(outputs["foreground"], foreground, mask)
                                    + config.foreground_outside * terms["foreground"])
         reconstruction = dict(terms)
         if config.perceptual_weight and config.perceptual != "none":
@@ -132,7 +147,13 @@ class AutoencoderObjective(nn.Module):
             terms["perceptual"] = config.perceptual_weight * torch.stack(perceptual).sum()
             for name, value in zip(pictures, perceptual, strict=True):
                 reconstruction[name] = reconstruction[name] + config.perceptual_weight * value
+        if config.hidden_background:
+            terms["hidden_background"] = config.hidden_background * losses.masked_l1(
+                outputs["background"], background, mask)
         terms["mask"] = config.mask * losses.mask_loss(outputs["mask"], mask, foreground, background)
+        if config.uncertainty:
+            terms |= {name: terms[name] * torch.exp(-scale) + scale for name, scale in self.log_scales.items()
+                      if name in terms}
         pixel_values = batch.stack[:, :3].numel() / len(batch.stack)
         terms["kl"] = config.kl / pixel_values * losses.kl_loss(distribution.mean.float(), distribution.logvar.float())
         composition = blend(outputs["foreground"], outputs["background"], outputs["mask"])
@@ -252,7 +273,18 @@ def draw_batch(
     side = source.size // config.autoencoder.downscale
     shape = (config.autoencoder.latent_channels, side, side)
     noise = sample_noise(config.training.seed, range(part.start, part.start + part.count), shape)
-    return AutoencoderBatch(stack, noise.to(device), part.start >= config.losses.adversarial_from)
+    levels = np.arange(part.start, part.start + part.count) * _GOLDEN % 1 * config.latent_noise
+    noise_level = torch.from_numpy(levels.astype(np.float32)).view(-1, 1, 1, 1)
+    return AutoencoderBatch(
+        stack, noise.to(device), noise_level.to(device), part.start >= config.losses.adversarial_from)
+
+
+def _inexact(distribution: LatentDistribution, batch: AutoencoderBatch) -> Tensor:
+    """Draws of z with the posterior's noise and the batch's on top, which sum to one Gaussian."""
+    if not batch.noise_level.any():
+        return distribution.mean + torch.exp(0.5 * distribution.logvar) * batch.noise
+    added = (batch.noise_level * distribution.mean.detach().float().std()).square()
+    return distribution.mean + (torch.exp(distribution.logvar) + added).sqrt() * batch.noise
 
 
 def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> AutoencoderTask:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,10 +97,11 @@ def claim_verdict(results: Results, claim: Claim) -> tuple[str, str]:
     return shown, word if apart else f"leans {word}"
 
 
-def write_tables(config: TablesConfig, results: Results, titles: Mapping[str, str]) -> str:
-    """The whole page in Markdown."""
-    seeds = list(results)
-    names = [name for name in titles if any(name in found for found in results.values())]
+def write_tables(config: TablesConfig, results: Results, titles: Mapping[str, str], tried: Collection[str]) -> str:
+    """The whole page in Markdown; the systems in `tried` have a table of their own."""
+    seeds = sorted(results)
+    found = [name for name in titles if any(name in systems for systems in results.values())]
+    names, tries = [name for name in found if name not in tried], [name for name in found if name in tried]
     lines = [_INTRODUCTION.format(
         size=config.data.size, things=len(config.data.icons.things) if config.data.icons else 0,
         places=len(config.data.icons.places) if config.data.icons else 0,
@@ -126,6 +127,16 @@ def write_tables(config: TablesConfig, results: Results, titles: Mapping[str, st
     for claim in BALANCE:
         shown, verdict = claim_verdict(results, claim)
         lines.append(f"| {claim.text} | {claim.paper} | {_UNITS[claim.figure]} {shown} | {verdict} |")
+    if tries:
+        lines += ["", _TRIES_NOTE, "", "| try | seed | Frechet distance | IOU | thing | leakage | ghost | "
+                  "foreground where m > 0.5, dB | background, dB | mask, soft IoU |", "|---" * 10 + "|"]
+        for name in (*(name for name in _COMPARED if name in names), *tries):
+            for seed in seeds:
+                if name in results[seed]:
+                    figures = results[seed][name]
+                    cells = [_cell(figures, key, 3) for key in _TRIED] + [
+                        f"{figures['reconstruction'][key]:.3f}" for key in _TRIED_RECONSTRUCTION]
+                    lines.append(f"| {titles[name]} | {seed} | {' | '.join(cells)} |")
     lines += ["", "## The autoencoders alone", "",
               "| system | seed | " + " | ".join(title for title, _ in _RECONSTRUCTION) + " |",
               "|---" * (2 + len(_RECONSTRUCTION)) + "|"]
@@ -138,6 +149,9 @@ def write_tables(config: TablesConfig, results: Results, titles: Mapping[str, st
     return "\n".join(lines) + "\n"
 
 
+_COMPARED = ("cat2i", "no-sup", "balanced")
+_TRIED = ("frechet_distance", "iou_saliency", "thing_top1", "leakage", "ghost")
+_TRIED_RECONSTRUCTION = ("foreground_psnr", "background_psnr", "mask_soft_iou")
 _UNITS = {"frechet_distance": "Frechet", "iou_saliency": "IOU", "similarity": "similarity"}
 _RECONSTRUCTION = (
     ("composed, dB", "composed_psnr"), ("foreground where m > 0.5, dB", "foreground_psnr"),
@@ -179,6 +193,9 @@ thing and place the share found by text; leakage the share of backgrounds that s
 would); fringe in 1/255; ghost 1 is no trace."""
 _VERDICT_NOTE = """"yes" and "no": every seed agrees and the intervals are apart in each. "leans": every seed
 agrees, some intervals overlap. "undecided": the seeds disagree."""
+_TRIES_NOTE = """Every try, beside the paper's two variants and the balanced one. "F by area" is the
+foreground's L1 normalised by the mask's area, and "B by area" the background's where the mask covers it, with the same
+weight as the rest of B."""
 _BALANCE_NOTE = """"Balanced" keeps the auxiliary head and changes the autoencoder's loss in three places: the
 foreground's L1 is normalised by the mask's area, the composition of the predicted layers is compared with I (weight 1),
 and the auxiliary head's picture with that composition (weight 0.2). Normalised by area, the things come out in their

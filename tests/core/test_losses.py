@@ -34,20 +34,20 @@ def test_reconstruction_l1_by_hand() -> None:
     assert loss.item() == pytest.approx(0.3)
 
 
-def test_foreground_l1_by_hand() -> None:
+def test_masked_l1_by_hand() -> None:
     """Sample 1: (1 * 0.4 + 0.5 * 0.2) / 1.5; sample 2: an empty mask costs nothing."""
     truth = picture(0.0, 0.0, 0.0, 0.0).repeat(2, 1, 1, 1)
     prediction = picture(0.4, 0.2, 0.9, 0.9).repeat(2, 1, 1, 1)
     masks = torch.cat([mask(1, 0.5, 0, 0), mask(0, 0, 0, 0)])
-    assert losses.foreground_l1(prediction, truth, masks).item() == pytest.approx(0.5 / 1.5 / 2)
+    assert losses.masked_l1(prediction, truth, masks).item() == pytest.approx(0.5 / 1.5 / 2)
 
 
-def test_foreground_l1_does_not_depend_on_the_area_above_the_floor() -> None:
+def test_masked_l1_does_not_depend_on_the_area_above_the_floor() -> None:
     """An error of 0.4 under the mask gives 0.4 for every area, and less below the floor: 0.4 * 0.25 / 0.5."""
     truth, prediction = picture(0, 0, 0, 0), picture(0.4, 0.4, 0.4, 0.4)
     for m in (mask(1, 1, 1, 1), mask(1, 1, 0, 0), mask(1, 0, 0, 0)):
-        assert losses.foreground_l1(prediction, truth, m).item() == pytest.approx(0.4)
-    assert losses.foreground_l1(prediction, truth, mask(1, 0, 0, 0), floor=0.5).item() == pytest.approx(0.2)
+        assert losses.masked_l1(prediction, truth, m).item() == pytest.approx(0.4)
+    assert losses.masked_l1(prediction, truth, mask(1, 0, 0, 0), floor=0.5).item() == pytest.approx(0.2)
 
 
 def test_kl_loss_by_hand() -> None:
@@ -220,7 +220,7 @@ def test_half_precision_is_summed_in_float32_and_inputs_stay(dtype: torch.dtype)
     results = {
         "mask": losses.mask_loss(*arguments),
         "l1": losses.reconstruction_l1(foreground, background),
-        "foreground": losses.foreground_l1(foreground, background, true),
+        "foreground": losses.masked_l1(foreground, background, true),
         "gradient": losses.gradient_loss(foreground, background),
         "kl": losses.kl_loss(foreground, background),
         "hinge": losses.discriminator_hinge_loss(predicted, true),
@@ -249,9 +249,9 @@ def test_mask_losses_refuse_pictures(loss: Pair) -> None:
 def test_other_bad_arguments_are_refused() -> None:
     one = torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match="floor must be above 0 and at most 1, got 0"):
-        losses.foreground_l1(one, one, one[:, :1], floor=0)
+        losses.masked_l1(one, one, one[:, :1], floor=0)
     with pytest.raises(ValueError, match=r"mask must have shape \(1, 1, 8, 8\) to match, got \(1, 3, 8, 8\)"):
-        losses.foreground_l1(one, one, one)
+        losses.masked_l1(one, one, one)
     with pytest.raises(ValueError, match=r"H and W at least 2\^scales = 16, got scales 4 and \(1, 3, 8, 8\)"):
         losses.gradient_loss(one, one, scales=4)
     with pytest.raises(ValueError, match=r"scales must be at least 1 .* got scales 0"):

@@ -61,6 +61,8 @@ def test_every_system_and_what_is_done_is_skipped(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stops once in the middle; the same command goes on; a third call trains and draws nothing."""
+    tried = ["hidden-noise", "channels-16"]
+    shown = [name for name, system in SYSTEMS.items() if name in tried or not system.tried]
     steps: list[str] = []
     fit = tables.fit
 
@@ -71,13 +73,13 @@ def test_every_system_and_what_is_done_is_skipped(
         fit(run)
 
     monkeypatch.setattr(tables, "fit", stops)
-    seed = ["--seeds", "1"]
+    seed = ["--seeds", "1", "--systems", *shown]
     assert main([*command, *seed]) == 0 or len(steps) == 4
     monkeypatch.setattr(tables, "fit", lambda run: (steps.append(run.folder.name), fit(run)))
     assert main([*command, *seed]) == 0
     page = (tmp_path / "tables.md").read_text()
-    for system in SYSTEMS.values():
-        assert f"| {system.title} |" in page
+    for name in shown:
+        assert f"| {SYSTEMS[name].title} |" in page
     assert page.count("not run") == 0
     done = len(steps)
     before = (tmp_path / "run" / "seed-1" / "cat2i.json").read_text()
@@ -89,6 +91,20 @@ def test_every_system_and_what_is_done_is_skipped(
     assert json.loads((tmp_path / "run" / "seed-1" / "sd-ae-ft.json").read_text())["figures"]["images"] == 16
     flat = json.loads((tmp_path / "run" / "seed-1" / "flat.json").read_text())["figures"]
     assert flat["iou_saliency"]["value"] == pytest.approx(1)
+
+
+def test_figures_of_other_runs_stay_on_the_page(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two seeds by two calls, the second where nothing of the first run is left; figures of another recipe do not mix."""
+    assert main([*command, "--seeds", "1", "--systems", "cat2i"]) == 0
+    kept = json.loads((tmp_path / "tables.json").read_text())["seeds"]["1"]
+    second = [*command, "--set", f"run={tmp_path / 'other'}", "--seeds", "2", "--systems", "cat2i"]
+    assert main(second) == 0
+    assert json.loads((tmp_path / "tables.json").read_text())["seeds"]["1"] == kept
+    assert (tmp_path / "tables.md").read_text().count("| CaT2I-AE-SD |") == 4  # systems and autoencoders, two seeds each
+    assert main([*second, "--set", "references=8"]) == 2
+    assert "must hold figures of the config's recipe" in capsys.readouterr().err
 
 
 def test_one_system_without_a_judge(command: list[str], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from text2layer_core.checkpoint import load_checkpoint
 from text2layer_core.compositing import blend
 from train.config import load_config, parse
 from train.engine import Part, Run, fit, resume
-from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig, LossConfig, main, make_task
+from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig, LossConfig, _inexact, main, make_task
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_terms_by_hand(values: dict[str, Any]) -> None:
     composed = blend(foreground, background, mask)
     predicted = blend(outputs["foreground"], outputs["background"], outputs["mask"])
     expected = {
-        "foreground": losses.foreground_l1(outputs["foreground"], foreground, mask)
+        "foreground": losses.masked_l1(outputs["foreground"], foreground, mask)
         + 0.1 * (outputs["foreground"] - foreground).abs().mean(),
         "background": (outputs["background"] - background).abs().mean(),
         "composed": (outputs["composed"] - composed).abs().mean(),
@@ -130,9 +130,52 @@ def test_terms_by_hand(values: dict[str, Any]) -> None:
     assert float(found["loss"]) == pytest.approx(sum(float(value) for value in expected.values()), rel=1e-5)
 
 
+def task_and_batch(values: dict[str, Any]) -> tuple[AutoencoderTask, Any]:
+    _, task = make(config_of(values))
+    return task, task.batch(Part(0, 4), CPU)
+
+
+@torch.no_grad()
+def test_hidden_background_is_its_l1_under_the_mask(values: dict[str, Any]) -> None:
+    values["losses"]["hidden_background"] = 2.0
+    task, batch = task_and_batch(values)
+    _, outputs = task.autoencoder(batch.stack, lambda d: d.mean + torch.exp(0.5 * d.logvar) * batch.noise)
+    background, mask = batch.stack[:, 3:6], batch.stack[:, 6:]
+    error = (mask * (outputs["background"] - background).abs()).mean((1, 2, 3))
+    expected = 2 * (error / mask.mean((1, 2, 3)).clamp_min(0.05)).mean()
+    assert float(task.objectives[0].module(batch)["hidden_background"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+@torch.no_grad()
+def test_latent_noise_has_the_configured_levels_and_adds_to_the_posteriors(values: dict[str, Any]) -> None:
+    """By hand: independent Gaussians add in variance; a level of 0 leaves the posterior's draw as it was."""
+    task, batch = task_and_batch({**values, "latent_noise": 0.5})
+    assert batch.noise_level.flatten().tolist() == pytest.approx([0, 0.309017, 0.118034, 0.427051], abs=1e-5)
+    seen: list[Tensor] = []
+    distribution = task.autoencoder(batch.stack, lambda d: seen.append(_inexact(d, batch)) or seen[0])[0]
+    variance = torch.exp(distribution.logvar) + (batch.noise_level * distribution.mean.std()) ** 2
+    assert torch.allclose(seen[0], distribution.mean + variance.sqrt() * batch.noise, atol=1e-6)
+    assert config_of(values).latent_noise == 0
+
+
+def test_uncertainty_weighs_by_learnt_scales(values: dict[str, Any]) -> None:
+    """At s = 0 every term counts as without it; where a term is small its weight grows (d/ds (exp(-s) L + s) > 0)."""
+    plain, batch = task_and_batch(values)
+    values["losses"]["uncertainty"] = True
+    run, task = make(config_of(values))
+    task.autoencoder.load_state_dict(plain.autoencoder.state_dict())
+    weighed, unweighed = (some.objectives[0].module(batch)["loss"].item() for some in (task, plain))
+    assert weighed == pytest.approx(unweighed, rel=1e-5)
+    scales = dict(task.objectives[0].module.log_scales.items())
+    for _ in range(3):
+        run.step()
+    assert all(scales[name].item() < 0 for name in ("foreground", "background", "composed"))
+
+
 def test_the_papers_losses_are_the_default() -> None:
     assert LossConfig() == LossConfig(mask=1.0, perceptual="lpips", perceptual_weight=1.0, adversarial=0.5, kl=1e-6,
-                                      foreground_by_area=False, composition=0.0, consistency=0.0)
+                                      foreground_by_area=False, hidden_background=0.0, composition=0.0,
+                                      consistency=0.0, uncertainty=False)
 
 
 class Difference(nn.Module):
