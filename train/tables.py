@@ -342,8 +342,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluator", type=Path, help="icon evaluator (default: the one beside the bundled model)")
     parser.add_argument("--train-only", action="store_true", help="train without judging: needs no evaluator")
     parser.add_argument("--out", type=Path, metavar="FILE.md",
-                        help="page to write (default: print); figures go into FILE.json, and what it holds of other systems "
-                             "and seeds stays on the page")
+                        help="page to write (default: print); figures go into FILE.json, and what that holds of other "
+                             "systems and seeds stays on the page")
     arguments = parser.parse_args(argv)
     try:
         config = load_config(arguments.config, arguments.set, TablesConfig)

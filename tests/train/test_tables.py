@@ -96,13 +96,14 @@ def test_every_system_and_what_is_done_is_skipped(
 def test_figures_of_other_runs_stay_on_the_page(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two seeds by two calls, the second where nothing of the first run is left; figures of another recipe do not mix."""
+    """Two seeds by two calls, the second where nothing of the first run is left; another recipe's do not mix."""
     assert main([*command, "--seeds", "1", "--systems", "cat2i"]) == 0
     kept = json.loads((tmp_path / "tables.json").read_text())["seeds"]["1"]
     second = [*command, "--set", f"run={tmp_path / 'other'}", "--seeds", "2", "--systems", "cat2i"]
     assert main(second) == 0
     assert json.loads((tmp_path / "tables.json").read_text())["seeds"]["1"] == kept
-    assert (tmp_path / "tables.md").read_text().count("| CaT2I-AE-SD |") == 4  # systems and autoencoders, two seeds each
+    rows = (tmp_path / "tables.md").read_text().count("| CaT2I-AE-SD |")
+    assert rows == 4  # two seeds among the systems and among the autoencoders
     assert main([*second, "--set", "references=8"]) == 2
     assert "must hold figures of the config's recipe" in capsys.readouterr().err
 
