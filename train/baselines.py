@@ -162,6 +162,8 @@ class ImageAutoencoderTask:
         """Builds the network with the current seed."""
         self._config, self._source = config, source
         self.autoencoder = ImageAutoencoder(config.autoencoder)
+        if config.training.gradient_checkpointing:
+            self.autoencoder.checkpoint_blocks()
         objective = ImageObjective(self.autoencoder, config.losses.perceptual_weight, config.losses.kl)
         self.objectives: Sequence[Objective] = (Objective("autoencoder", objective),)
         self.ema_of: nn.Module = self.autoencoder

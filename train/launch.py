@@ -91,11 +91,11 @@ def launch(
         if arguments.dry_run:
             with tempfile.TemporaryDirectory() as folder:
                 cached = min(config.cached, config.training.batch_size)
-                run, _ = _prepare(replace(config, run=folder, cached=cached), accelerator, make_task)
+                run, _ = prepare(replace(config, run=folder, cached=cached), accelerator, make_task)
                 report = _dry_run(run)
             accelerator.print(report)
             return 0
-        run, task = _prepare(config, accelerator, make_task)
+        run, task = prepare(config, accelerator, make_task)
         resume(run, arguments.resume)
         if arguments.init_from is not None and run.images == 0:
             run.start_from(task.load_weights(arguments.init_from))
@@ -122,7 +122,7 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _prepare(
+def prepare(
     config: C, accelerator: Accelerator, make_task: Callable[[C, torch.device], InitialisableTask]
 ) -> tuple[Run, InitialisableTask]:
     """Weights from the config's seed; the main process goes first, so that only one fills a cache."""

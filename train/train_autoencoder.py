@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from text2layer_core import losses
-from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
+from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder, Head
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 from text2layer_core.compositing import blend
 from text2layer_core.schedule import ScheduleConfig
-from train.data import CachedSource, DataConfig, Source, expand, open_source, sample_noise
+from train.data import CachedSource, DataConfig, Source, expand, held_out_source, open_source, sample_noise
 from train.engine import Objective, Part, TrainingConfig
 from train.launch import launch
 from train.pictures import save_grid
@@ -61,6 +61,8 @@ class AutoencoderTrainingConfig:
         run: run folder, outside the checkout.
         cached: samples drawn once to disk and seen again in new orders; 0 draws every sample afresh.
         frozen_encoder: train the decoder alone (with --init-from), so that a UNet trained on the latents still fits.
+        frozen_batch_norm: the heads' BatchNorm stays in eval mode, with the running statistics it has: for small
+            batches, and so that several processes compute what one does. On several GPUs it is SyncBatchNorm otherwise.
     """
 
     run: str
@@ -70,6 +72,7 @@ class AutoencoderTrainingConfig:
     losses: LossConfig = field(default_factory=LossConfig)
     cached: int = 0
     frozen_encoder: bool = False
+    frozen_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -99,10 +102,11 @@ class AutoencoderObjective(nn.Module):
 
     def __init__(
         self, autoencoder: CaT2IAutoencoder, config: LossConfig, discriminator: nn.Module | None,
-        perceptual: losses.PerceptualNetwork | None,
+        perceptual: losses.PerceptualNetwork | None, *, frozen_batch_norm: bool = False,
     ) -> None:
         """Discriminator and LPIPS's network are looked through, not trained; the network may be None without LPIPS."""
         super().__init__()
+        self._frozen_batch_norm = frozen_batch_norm
         self.autoencoder = autoencoder
         self._config = config
         self._discriminator = (discriminator,)  # in a tuple, so that it is no submodule
@@ -111,6 +115,9 @@ class AutoencoderObjective(nn.Module):
     def forward(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
         """The sum "loss" and its terms."""
         config = self._config
+        if self._frozen_batch_norm:
+            for head in self.autoencoder.heads.values():
+                cast("Head", head).norm.eval()
         foreground, background, mask = batch.stack.split([3, 3, 1], dim=1)
         distribution, outputs = self.autoencoder(
             batch.stack, lambda d: d.mean + torch.exp(0.5 * d.logvar) * batch.noise
@@ -195,11 +202,14 @@ class AutoencoderTask:
     """What `engine.fit` trains."""
 
     def __init__(
-        self, config: AutoencoderTrainingConfig, source: Source, perceptual: losses.PerceptualNetwork | None = None
+        self, config: AutoencoderTrainingConfig, source: Source, perceptual: losses.PerceptualNetwork | None = None,
+        held_out: Source | None = None,
     ) -> None:
         """Builds the networks with the current seed; LPIPS's network is needed where the config asks for LPIPS."""
-        self._config, self._source = config, source
+        self._config, self._source, self._held_out = config, source, held_out
         self.autoencoder = CaT2IAutoencoder(config.autoencoder)
+        if config.training.gradient_checkpointing:
+            self.autoencoder.checkpoint_blocks()
         if config.frozen_encoder:
             for part in (self.autoencoder.encoder, self.autoencoder.quant_conv):
                 part.requires_grad_(False)
@@ -209,7 +219,8 @@ class AutoencoderTask:
             discriminator = DiscriminatorObjective(config.autoencoder.composed_head)
             objectives.append(Objective("discriminator", discriminator))
         critic = discriminator.discriminator if discriminator is not None else None
-        objective = AutoencoderObjective(self.autoencoder, config.losses, critic, perceptual)
+        objective = AutoencoderObjective(self.autoencoder, config.losses, critic, perceptual,
+                                         frozen_batch_norm=config.frozen_batch_norm)
         objectives.insert(0, Objective("autoencoder", objective))
         self.objectives: Sequence[Objective] = objectives
         self.ema_of: nn.Module = self.autoencoder
@@ -217,6 +228,11 @@ class AutoencoderTask:
     def batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
         """Samples and their latent noise."""
         return draw_batch(self._config, self._source, part, device)
+
+    def validation_batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
+        """Held-out samples, without the adversarial term, which needs gradients."""
+        batch = draw_batch(self._config, held_out_source(self._held_out), part, device)
+        return replace(batch, adversarial=False)
 
     @torch.no_grad()
     def sheet(self, path: Path, images: int, device: torch.device) -> None:
@@ -264,7 +280,8 @@ def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> Autoen
     if config.cached:
         source = CachedSource(source, expand(config.run) / "cache", config.cached, config.data, device)
     lpips = config.losses.perceptual == "lpips" and config.losses.perceptual_weight > 0
-    return AutoencoderTask(config, source, _lpips(device) if lpips else None)
+    held_out = open_source(config.data, "held_out") if config.training.validation_images else None
+    return AutoencoderTask(config, source, _lpips(device) if lpips else None, held_out)
 
 
 def _saturated(mask: Tensor) -> Tensor:

@@ -260,11 +260,14 @@ class DiffusionTask:
     def __init__(
         self, config: DiffusionTrainingConfig, latents: LatentSource, text_encoder: TextEncoder,
         schedule: ScheduleConfig, prompts: Sequence[str], device: torch.device,
+        held_out: LatentSource | None = None,
     ) -> None:
         """Builds the UNet with the current seed; `prompts` are those of the sample sheets."""
-        self._config, self._latents, self._prompts = config, latents, list(prompts)
+        self._config, self._latents, self._prompts, self._held_out = config, latents, list(prompts), held_out
         unet = build_unet(config.unet)
         _initialise_unet(unet)
+        if config.training.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
         self.model = DiffusionModel(unet, text_encoder, schedule, config.min_snr_gamma, config.foreground_weight)
         if device.type == "cpu":
             _use_plain_attention(self.model)
@@ -273,17 +276,26 @@ class DiffusionTask:
 
     def batch(self, part: Part, device: torch.device) -> DiffusionBatch:
         """Latents, noise, timesteps and tokens of some samples, all fixed by their index."""
+        return self._batch(self._latents, part, device)
+
+    def validation_batch(self, part: Part, device: torch.device) -> DiffusionBatch:
+        """The same of held-out samples."""
+        if self._held_out is None:
+            raise ValueError("validation needs a held-out split, got none")
+        return self._batch(self._held_out, part, device)
+
+    def _batch(self, source: LatentSource, part: Part, device: torch.device) -> DiffusionBatch:
         indices = np.arange(part.start, part.start + part.count)
         seed = self._config.training.seed
         # Roberts' R2 sequence spreads timesteps and dropped captions evenly over a batch; each is still uniform.
         levels, chances = ((indices * step + seed * 0.5) % 1 for step in _R2)
         drop = chances < self._config.caption_dropout
-        captions = ["" if dropped else text for dropped, text in zip(drop, self._latents.captions(part), strict=True)]
+        captions = ["" if dropped else text for dropped, text in zip(drop, source.captions(part), strict=True)]
         timesteps = torch.from_numpy((levels * self._config.schedule.num_train_timesteps).astype(np.int64))
-        latents, coverage = self._latents.draw(part, device)
+        latents, coverage = source.draw(part, device)
         return DiffusionBatch(
             latents * self.model.latent_scale.to(device),
-            _noise(seed, _NOISE_STREAM, part, self._latents.shape).to(device),
+            _noise(seed, _NOISE_STREAM, part, source.shape).to(device),
             coverage,
             timesteps.to(device),
             self.model.text_encoder.tokenize(captions).to(device),
@@ -367,7 +379,10 @@ def make_task(config: DiffusionTrainingConfig, device: torch.device) -> Diffusio
     latents = LatentSource(source, autoencoder, config, device)
     scale = config.latent_scale or latents.measured_scale(device)
     schedule = replace(config.schedule, latent_scale=scale)
-    return DiffusionTask(config, latents, text_encoder, schedule, _sheet_prompts(config.data), device)
+    held_out = None
+    if config.training.validation_images:
+        held_out = LatentSource(open_source(config.data, "held_out"), autoencoder, replace(config, cached=0), device)
+    return DiffusionTask(config, latents, text_encoder, schedule, _sheet_prompts(config.data), device, held_out)
 
 
 @torch.no_grad()

@@ -234,7 +234,8 @@ def test_command_trains_resumes_and_goes_on_elsewhere(values: dict[str, Any], tm
     arguments = write(values, tmp_path / "a.yaml")
     assert run_main([*arguments, "--set", "training.images=8"]) == 0
     run = tmp_path / "run"
-    assert {"model.safetensors", "sheets", "states"} == {path.name for path in run.iterdir()} - {"log.csv"}
+    written = {path.name for path in run.iterdir()} - {"log.csv"}
+    assert written == {"model.safetensors", "sheets", "states", "tensorboard"}
     assert run_main(arguments) == 0  # the same command, a longer run
     assert sorted(path.name for path in (run / "states").iterdir()) == ["0000000008.pt", "0000000016.pt"]
     assert load_checkpoint(run / "model.safetensors").card["images"] == 16
