@@ -120,8 +120,8 @@ class Run:
         self.folder, self.config, self.accelerator, self.task = folder, config, accelerator, task
         self.images = self.start = 0
         shard = accelerator.distributed_type == DistributedType.FSDP if shard is None else shard
-        if shard and len(task.objectives) > 1:
-            raise ValueError(f"FSDP is for trainers with one objective (use DDP), got {len(task.objectives)}")
+        if shard and [objective.module for objective in task.objectives] != [task.ema_of]:
+            raise ValueError("FSDP is for the diffusion trainer without LoRA (use DDP), got another")
         self.sharded: Sharded | None = None
         if shard:
             self.sharded = Sharded(task.objectives[0].module, accelerator.device)
