@@ -22,6 +22,7 @@ from text2layer_core.autoencoder import (
 from text2layer_core.compositing import blend
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.masks import grow_mask
+from train.alignment import save_image_autoencoder
 from train.data import Source
 from train.engine import Objective, Part
 from train.pictures import save_grid
@@ -181,7 +182,8 @@ class ImageAutoencoderTask:
         save_grid(path, [truth, found])
 
     def export(self, path: Path, images: int) -> None:
-        """Nothing: no tool loads an image autoencoder; the states are what the table goes on from."""
+        """For `align_latents`; a checkpoint it is not."""
+        save_image_autoencoder(path, self.autoencoder)
 
 
 class UnfilteredSource:

@@ -15,6 +15,7 @@ from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder, Hea
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 from text2layer_core.compositing import blend
 from text2layer_core.schedule import ScheduleConfig
+from train.alignment import AlignLatents, LatentReference, open_reference
 from train.data import CachedSource, DataConfig, Source, expand, held_out_source, open_source, sample_noise
 from train.engine import Objective, Part, TrainingConfig
 from train.launch import launch
@@ -63,6 +64,7 @@ class AutoencoderTrainingConfig:
         frozen_encoder: train the decoder alone (with --init-from), so that a UNet trained on the latents still fits.
         frozen_batch_norm: the heads' BatchNorm stays in eval mode, with the running statistics it has: for small
             batches, and so that several processes compute what one does. On several GPUs it is SyncBatchNorm otherwise.
+        align_latents: keeps z near a flat model's latents of the composed picture; None is the paper's.
     """
 
     run: str
@@ -73,6 +75,7 @@ class AutoencoderTrainingConfig:
     cached: int = 0
     frozen_encoder: bool = False
     frozen_batch_norm: bool = False
+    align_latents: AlignLatents | None = None
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -103,9 +106,11 @@ class AutoencoderObjective(nn.Module):
     def __init__(
         self, autoencoder: CaT2IAutoencoder, config: LossConfig, discriminator: nn.Module | None,
         perceptual: losses.PerceptualNetwork | None, *, frozen_batch_norm: bool = False,
+        reference: LatentReference | None = None,
     ) -> None:
         """Discriminator and LPIPS's network are looked through, not trained; the network may be None without LPIPS."""
         super().__init__()
+        self._reference = reference
         self._frozen_batch_norm = frozen_batch_norm
         self.autoencoder = autoencoder
         self._config = config
@@ -142,6 +147,8 @@ class AutoencoderObjective(nn.Module):
         terms["mask"] = config.mask * losses.mask_loss(outputs["mask"], mask, foreground, background)
         pixel_values = batch.stack[:, :3].numel() / len(batch.stack)
         terms["kl"] = config.kl / pixel_values * losses.kl_loss(distribution.mean.float(), distribution.logvar.float())
+        if self._reference is not None:
+            terms["alignment"] = self._reference.loss(batch.stack, distribution.mean)
         composition = blend(outputs["foreground"], outputs["background"], outputs["mask"])
         if config.composition:
             terms["composition"] = config.composition * losses.reconstruction_l1(composition, truths["composed"])
@@ -203,7 +210,7 @@ class AutoencoderTask:
 
     def __init__(
         self, config: AutoencoderTrainingConfig, source: Source, perceptual: losses.PerceptualNetwork | None = None,
-        held_out: Source | None = None,
+        held_out: Source | None = None, reference: LatentReference | None = None,
     ) -> None:
         """Builds the networks with the current seed; LPIPS's network is needed where the config asks for LPIPS."""
         self._config, self._source, self._held_out = config, source, held_out
@@ -220,7 +227,7 @@ class AutoencoderTask:
             objectives.append(Objective("discriminator", discriminator))
         critic = discriminator.discriminator if discriminator is not None else None
         objective = AutoencoderObjective(self.autoencoder, config.losses, critic, perceptual,
-                                         frozen_batch_norm=config.frozen_batch_norm)
+                                         frozen_batch_norm=config.frozen_batch_norm, reference=reference)
         objectives.insert(0, Objective("autoencoder", objective))
         self.objectives: Sequence[Objective] = objectives
         self.ema_of: nn.Module = self.autoencoder
@@ -281,7 +288,10 @@ def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> Autoen
         source = CachedSource(source, expand(config.run) / "cache", config.cached, config.data, device)
     lpips = config.losses.perceptual == "lpips" and config.losses.perceptual_weight > 0
     held_out = open_source(config.data, "held_out") if config.training.validation_images else None
-    return AutoencoderTask(config, source, _lpips(device) if lpips else None, held_out)
+    reference = None
+    if config.align_latents is not None:
+        reference = open_reference(config.align_latents, config.autoencoder, source, device)
+    return AutoencoderTask(config, source, _lpips(device) if lpips else None, held_out, reference)
 
 
 def _saturated(mask: Tensor) -> Tensor:
