@@ -66,7 +66,8 @@ def read_sd(path: Path, dtype: torch.dtype = torch.float32, *, unet: bool = True
     if path.is_dir():
         return _read_folder(path, dtype, unet=unet)
     if not path.exists():
-        raise CheckpointError(f"Stable Diffusion must be a diffusers folder or a .safetensors file, found neither at {path}")
+        raise CheckpointError("Stable Diffusion must be a diffusers folder or a .safetensors file, found "
+                              f"neither at {path}")
     return _read_file(path, dtype, unet=unet)
 
 

@@ -18,6 +18,7 @@ from text2layer_core.schedule import ScheduleConfig
 from train.alignment import AlignLatents, LatentReference, open_reference
 from train.data import CachedSource, DataConfig, Source, expand, held_out_source, open_source, sample_noise
 from train.engine import Objective, Part, TrainingConfig
+from train.estimate import Rehearsal
 from train.launch import launch
 from train.pictures import save_grid
 
@@ -294,6 +295,22 @@ def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> Autoen
     return AutoencoderTask(config, source, _lpips(device) if lpips else None, held_out, reference)
 
 
+def rehearse(config: AutoencoderTrainingConfig) -> Rehearsal:
+    """A step for `train.estimate`, without data and without LPIPS's network."""
+    side, cells = config.data.size, config.data.size // config.autoencoder.downscale
+    wanted = config.losses.perceptual == "lpips" and config.losses.perceptual_weight > 0
+    if wanted:
+        config = replace(config, losses=replace(config.losses, perceptual="none"))
+    task = AutoencoderTask(config, cast("Source", None))
+
+    def batch(count: int) -> AutoencoderBatch:
+        noise = torch.zeros(count, config.autoencoder.latent_channels, cells, cells)
+        return AutoencoderBatch(torch.zeros(count, 7, side, side), noise, adversarial=True)
+
+    notes = ["LPIPS's network (VGG-16) is left out: it adds to both operations and memory"] if wanted else []
+    return Rehearsal(task.objectives, task.ema_of, batch, notes=notes)
+
+
 def _saturated(mask: Tensor) -> Tensor:
     """The mask clamped to [0, 1] as decoding clamps it, with a slope of 0.1 outside so that gradients go on.
 
@@ -317,7 +334,7 @@ def _lpips(device: torch.device) -> losses.PerceptualNetwork:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    return launch(argv, "train.train_autoencoder", AutoencoderTrainingConfig, make_task)
+    return launch(argv, "train.train_autoencoder", AutoencoderTrainingConfig, make_task, rehearse)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from text2layer_core.checkpoint import CLIP_L, Text2LayerModel, load_checkpoint, save_checkpoint, unet_config
+from text2layer_core.autoencoder import AUTOENCODER_PRESETS, CaT2IAutoencoder
+from text2layer_core.checkpoint import (
+    CLIP_L,
+    Text2LayerModel,
+    load_checkpoint,
+    read_header,
+    save_checkpoint,
+    unet_config,
+)
 from text2layer_core.compositing import compose
 from text2layer_core.pipeline import Text2LayerPipeline
 from text2layer_core.schedule import ScheduleConfig, add_noise, min_snr_weight, training_target
@@ -19,6 +27,7 @@ from text2layer_core.text_encoder import TextEncoder, TextEncoderConfig, train_t
 from text2layer_core.unet import UNetConfig, build_unet
 from train.data import DataConfig, Source, expand, open_source
 from train.engine import Objective, Part, TrainingConfig
+from train.estimate import Rehearsal
 from train.latents import NOISE_STREAM, LatentSource, latent_noise
 from train.launch import launch
 from train.lora import LoraSection, add_lora, merged_unet, save_lora
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
 
 _SHEET_SAMPLES = 8
 _TOKENIZER_CAPTIONS = 20_000
+_CLIP_L = TextEncoderConfig(vocab_size=49_408, hidden_size=768, intermediate_size=3072, num_layers=12, num_heads=12)
 _R2 = (0.7548776662466927, 0.5698402909980532)
 
 
@@ -309,6 +319,55 @@ def make_task(config: DiffusionTrainingConfig, device: torch.device) -> Diffusio
     return task
 
 
+class _RehearsedStep(nn.Module):
+    """The networks of a `DiffusionModel`; latents, timesteps and tokens have shapes alone."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: TextEncoder) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, batch: DiffusionBatch) -> dict[str, Tensor]:
+        prediction = self.unet(batch.latents, batch.timesteps, self.text_encoder(batch.ids), return_dict=False)[0]
+        return {"loss": (prediction.float() - batch.noise).square().mean()}
+
+
+def rehearse(config: DiffusionTrainingConfig) -> Rehearsal:
+    """A step for `train.estimate`, without data; files that are not there are taken for Stable Diffusion's."""
+    notes: list[str] = []
+    path, shape = expand(config.autoencoder), AUTOENCODER_PRESETS["sd"]
+    if path.is_file():
+        shape = read_header(path).autoencoder
+    else:
+        notes.append(f"no autoencoder at {path}: the shape of Stable Diffusion's is assumed")
+    autoencoder = CaT2IAutoencoder(shape).eval().requires_grad_(False)
+    text = config.text.encoder or _CLIP_L
+    if config.text.pretrained is not None:
+        text = read_header(expand(config.text.pretrained)).text_encoder or text
+    with torch.device("cpu"):
+        tokenizer = train_tokenizer([""], text.vocab_size).to_str()
+    text_encoder = TextEncoder(text, tokenizer).requires_grad_(config.text.clip is None)
+    unet = build_unet(config.unet)
+    if config.training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    step = _RehearsedStep(unet, text_encoder)
+    ema_of: nn.Module = step
+    if config.lora is not None:
+        text_encoder.requires_grad_(False)
+        ema_of = nn.ParameterList(add_lora(unet, config.lora))
+    side = config.data.size // shape.downscale
+
+    def batch(count: int) -> DiffusionBatch:
+        latents, coverage = (torch.zeros(count, channels, side, side) for channels in (config.unet.in_channels, 1))
+        timesteps, ids = (torch.zeros(form, dtype=torch.long) for form in ((count,), (count, text.max_length)))
+        return DiffusionBatch(latents, latents, coverage, timesteps, ids)
+
+    def encode(count: int) -> object:
+        return [autoencoder.encode_stack(torch.zeros(1, 7, config.data.size, config.data.size)) for _ in range(count)]
+
+    return Rehearsal((Objective("diffusion", step),), ema_of, batch, (autoencoder,),
+                     None if config.cached else encode, notes)
+
+
 @torch.no_grad()
 def _initialise_unet(unet: UNet2DConditionModel) -> None:
     """Starts every residual branch and the output at zero, as Latent Diffusion's code does and diffusers' does not."""
@@ -342,7 +401,7 @@ def _sheet_prompts(data: DataConfig) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    return launch(argv, "train.train_diffusion", DiffusionTrainingConfig, make_task)
+    return launch(argv, "train.train_diffusion", DiffusionTrainingConfig, make_task, rehearse)
 
 
 if __name__ == "__main__":

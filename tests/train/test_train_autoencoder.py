@@ -275,7 +275,8 @@ def test_dry_run_reports_and_writes_nothing(
     assert run_main([*arguments, "--dry-run"]) == 0
     assert sorted(tmp_path.rglob("*")) == before
     count = sum(p.numel() for p in make_task(config_of(values), CPU).autoencoder.parameters())
-    first, second = capsys.readouterr().out.splitlines()
+    first, memory, second = capsys.readouterr().out.splitlines()
+    assert memory.startswith("memory estimate ")
     assert first == f"autoencoder: {count / 1e6:.2f} M parameters"
     assert second.startswith("peak memory ")
     assert second.endswith(" images/s on cpu")

@@ -443,7 +443,8 @@ def test_dry_run_reports_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     assert run_main([*arguments, "--dry-run"]) == 0
     assert sorted(tmp_path.rglob("*")) == before
-    first, second = capsys.readouterr().out.splitlines()
+    first, memory, second = capsys.readouterr().out.splitlines()
+    assert memory.startswith("memory estimate ")
     count = sum(p.numel() for p in make_task(config_of(values), CPU).model.parameters())
     assert first == f"diffusion: {count / 1e6:.2f} M parameters"
     assert second.endswith(" images/s on cpu")
