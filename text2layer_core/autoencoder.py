@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.checkpoint import checkpoint
 
 from .layers import STACK_CHANNELS, TwoLayerImage
 
@@ -143,7 +144,20 @@ class AttentionBlock(nn.Module):
         return x + attended.transpose(1, 2).reshape(x.shape)
 
 
-class MiddleBlock(nn.Module):
+class Chain(nn.Module):
+    """Layers one after the other; with `checkpointing`, going backwards computes what is inside each of them anew."""
+
+    checkpointing = False
+
+    def chain(self, x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
+        """(N, C, h, w) through the layers."""
+        for layer in layers:
+            keep = not (self.checkpointing and torch.is_grad_enabled())
+            x = layer(x) if keep else cast("Tensor", checkpoint(layer, x, use_reentrant=False))
+        return x
+
+
+class MiddleBlock(Chain):
     """resnet, attention, resnet at the lowest resolution."""
 
     def __init__(self, channels: int, groups: int, ops: Any) -> None:
@@ -154,7 +168,7 @@ class MiddleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> the same shape."""
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        return self.chain(x, (self.resnets[0], self.attentions[0], self.resnets[1]))
 
 
 class Downsample(nn.Module):
@@ -183,7 +197,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Level(nn.Module):
+class Level(Chain):
     """The residual blocks of one resolution and the step to the next; keys as in diffusers' blocks."""
 
     def __init__(self, widths: list[int], groups: int, ops: Any, *, step: str | None) -> None:
@@ -197,9 +211,7 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, widths[0], h, w) -> (N, widths[-1], h', w')."""
-        for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
-            x = layer(x)
-        return x
+        return self.chain(x, (*self.resnets, *self.downsamplers, *self.upsamplers))
 
 
 class Encoder(nn.Module):
@@ -307,6 +319,12 @@ class CaT2IAutoencoder(nn.Module):
             elif isinstance(module, AttentionBlock):
                 nn.init.zeros_(module.get_parameter("to_out.0.weight"))
         self.quant_conv.bias[self.config.latent_channels :] = INITIAL_LOGVAR
+
+    def checkpoint_blocks(self) -> None:
+        """Less memory in training, more time: see `Chain`."""
+        for module in self.modules():
+            if isinstance(module, Chain):
+                module.checkpointing = True
 
     def encode_stack(self, stack: Tensor) -> LatentDistribution:
         """Encode the stack [F, B, m].

@@ -102,12 +102,12 @@ def from_diffusers(folder: str | Path) -> Text2LayerModel:
     if not folder.is_dir():
         raise CheckpointError(f"no such folder: {folder}")
     autoencoder, latent_scale = _read_autoencoder(folder / "autoencoder")
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
-    about = _read_json(folder / "text2layer.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    about = read_json(folder / "text2layer.json")
     try:
         known = {key: scheduler[key] for key in _SCHEDULE_FIELDS}
         schedule = parse_config(ScheduleConfig, {**known, "latent_scale": latent_scale})
-        unet = _read_unet(folder / "unet") if (folder / "unet").is_dir() else None
+        unet = read_sd_unet(folder / "unet") if (folder / "unet").is_dir() else None
         text_encoder = _read_text_encoder(folder) if (folder / "text_encoder").is_dir() else None
         external = about.get("external_text_encoder")
         return Text2LayerModel(autoencoder, unet, text_encoder, schedule, about["card"], external)
@@ -137,19 +137,36 @@ def load_sd_autoencoder(autoencoder: CaT2IAutoencoder, weights: Mapping[str, Ten
         CheckpointError: for a file that cannot be read, or keys that are missing, unexpected or wrongly shaped; then
             the autoencoder is unchanged.
     """
-    patch_size = autoencoder.config.patch_size
-    if patch_size != 1:
-        raise ValueError(f"autoencoder must have patch_size 1 to take SD's weights, got {patch_size}")
-    source, tensors = ("the state dict", weights) if not isinstance(weights, str | Path) else _read(Path(weights))
-    own = {key: tensor for key, tensor in autoencoder.state_dict().items() if not key.startswith("heads.")}
-    found = _under_diffusers_names(tensors, list(own), levels=len(autoencoder.config.block_out_channels))
+    found = read_sd_autoencoder(autoencoder.config, weights)
     found = {key: tensor for key, tensor in found.items() if not key.startswith("decoder.conv_out.")}
-    expected = {key: tuple(tensor.shape) for key, tensor in own.items()}
     widened = "encoder.conv_in.weight"
-    expected[widened] = (expected[widened][0], 3, 3, 3)
-    check_keys(source, expected, {key: tuple(tensor.shape) for key, tensor in found.items()})
-    found[widened] = torch.cat([found[widened], found[widened].new_zeros(expected[widened][0], 4, 3, 3)], dim=1)
+    found[widened] = torch.cat([found[widened], found[widened].new_zeros(len(found[widened]), 4, 3, 3)], dim=1)
     autoencoder.load_state_dict(found, strict=False)
+
+
+def read_sd_autoencoder(config: AutoencoderConfig, weights: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
+    """The weights of Stable Diffusion's `AutoencoderKL` under diffusers' names, `decoder.conv_out` among them.
+
+    Args:
+        config: of a CaT2I-AE with a plain stem (patch size 1) and the weights' widths and latent channels.
+        weights: as `load_sd_autoencoder` takes them.
+
+    Raises:
+        ValueError: if the patch size is not 1.
+        CheckpointError: for a file that cannot be read, or keys that are missing, unexpected or wrongly shaped.
+    """
+    if config.patch_size != 1:
+        raise ValueError(f"autoencoder must have patch_size 1 to take SD's weights, got {config.patch_size}")
+    source, tensors = ("the state dict", weights) if not isinstance(weights, str | Path) else _read(Path(weights))
+    with torch.device("meta"):
+        own = CaT2IAutoencoder(config).state_dict()
+    expected = {key: tuple(tensor.shape) for key, tensor in own.items() if not key.startswith("heads.")}
+    found = _under_diffusers_names(tensors, list(expected), levels=len(config.block_out_channels))
+    width = config.block_out_channels[0]
+    expected |= {"encoder.conv_in.weight": (width, 3, 3, 3), "decoder.conv_out.weight": (3, width, 3, 3),
+                 "decoder.conv_out.bias": (3,)}
+    check_keys(source, expected, {key: tuple(tensor.shape) for key, tensor in found.items()})
+    return found
 
 
 def ldm_key(key: str, levels: int) -> str:
@@ -220,7 +237,7 @@ def _write_text_encoder(encoder: TextEncoder, folder: Path) -> None:
 
 
 def _read_autoencoder(folder: Path) -> tuple[CaT2IAutoencoder, float]:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     try:
         latent_scale = config.pop("scaling_factor")
         values = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -234,13 +251,22 @@ def _read_autoencoder(folder: Path) -> tuple[CaT2IAutoencoder, float]:
     return autoencoder, latent_scale
 
 
-def _read_unet(folder: Path) -> UNet2DConditionModel:
+def read_sd_unet(folder: Path, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """The UNet of a diffusers folder's `unet`, in eval mode.
+
+    Args:
+        folder: config.json and the weights, of full precision or, where only these are there, of the fp16 variant.
+        dtype: of all parameters.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or if the UNet is not of Stable Diffusion v1's kind.
+    """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    values = _read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
     with torch.device("meta"):
         wanted = cast("UNet2DConditionModel", UNet2DConditionModel.from_config(values))
-    unet = build_unet(unet_config(wanted))
+        unet = build_unet(unet_config(wanted))
     differing = sorted(
         key
         for key, value in _plain(dict(unet.config)).items()
@@ -248,8 +274,15 @@ def _read_unet(folder: Path) -> UNet2DConditionModel:
     )
     if differing:
         raise CheckpointError(f"{folder} must hold a UNet of Stable Diffusion v1's kind, it differs in {differing}")
-    _load_strictly(unet, *_read(folder / WEIGHTS))
+    source, tensors = _read(diffusers_weights(folder))
+    _load_strictly(unet, source, {key: tensor.to(dtype) for key, tensor in tensors.items()}, assign=True)
     return unet
+
+
+def diffusers_weights(folder: Path) -> Path:
+    """The weights of a part of a diffusers folder: full precision, else the fp16 variant."""
+    half = folder / WEIGHTS.replace(".safetensors", ".fp16.safetensors")
+    return half if half.is_file() and not (folder / WEIGHTS).is_file() else folder / WEIGHTS
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
@@ -270,10 +303,12 @@ def _read_text_encoder(folder: Path) -> TextEncoder:
     return encoder
 
 
-def _load_strictly(part: torch.nn.Module, source: str, tensors: Mapping[str, Tensor]) -> None:
+def _load_strictly(
+    part: torch.nn.Module, source: str, tensors: Mapping[str, Tensor], *, assign: bool = False
+) -> None:
     expected = {key: tuple(tensor.shape) for key, tensor in part.state_dict().items()}
     check_keys(source, expected, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
-    part.load_state_dict(tensors)
+    part.load_state_dict(tensors, assign=assign)
     part.eval()
 
 
@@ -293,7 +328,8 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file; CheckpointError where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -22,6 +22,7 @@ from text2layer_core.autoencoder import (
 from text2layer_core.compositing import blend
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.masks import grow_mask
+from train.alignment import save_image_autoencoder
 from train.data import Source
 from train.engine import Objective, Part
 from train.pictures import save_grid
@@ -162,6 +163,8 @@ class ImageAutoencoderTask:
         """Builds the network with the current seed."""
         self._config, self._source = config, source
         self.autoencoder = ImageAutoencoder(config.autoencoder)
+        if config.training.gradient_checkpointing:
+            self.autoencoder.checkpoint_blocks()
         objective = ImageObjective(self.autoencoder, config.losses.perceptual_weight, config.losses.kl)
         self.objectives: Sequence[Objective] = (Objective("autoencoder", objective),)
         self.ema_of: nn.Module = self.autoencoder
@@ -179,7 +182,8 @@ class ImageAutoencoderTask:
         save_grid(path, [truth, found])
 
     def export(self, path: Path, images: int) -> None:
-        """Nothing: no tool loads an image autoencoder; the states are what the table goes on from."""
+        """For `align_latents`; a checkpoint it is not."""
+        save_image_autoencoder(path, self.autoencoder)
 
 
 class UnfilteredSource:

@@ -85,6 +85,13 @@ def open_source(config: DataConfig, split: Literal["train", "held_out", "all"] =
     return ShardSource(config.shards, config.size, config.seed, split)
 
 
+def held_out_source(source: Source | None) -> Source:
+    """The held-out split that a validation figure needs; ValueError where a task was made without one."""
+    if source is None:
+        raise ValueError("validation needs a held-out split, got none")
+    return source
+
+
 def expand(path: str) -> Path:
     """A path from a config, "~" resolved."""
     return Path(path).expanduser()

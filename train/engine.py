@@ -10,78 +10,24 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import signal
-import sys
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.distributed.tensor import DTensor
+
+from train.fitting import fit as fit
+from train.sharding import Sharded
+from train.tracking import check_trackers
+from train.training_config import TrainingConfig, ema_decay, learning_rate
 
 KEEP_STATES = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long and how fast.
-
-    Attributes:
-        images: samples to see in all.
-        batch_size: samples per optimiser step, over all processes and accumulated parts.
-        accumulation: parts a step is cut into.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end, as a share of the peak.
-        warmup_images: samples of linear warm-up.
-        weight_decay: AdamW's, on tensors with two or more dimensions.
-        beta2: AdamW's second momentum.
-        grad_clip: largest norm of the gradient.
-        ema_half_life: samples after which half of the EMA is new; at most a tenth of those seen. 0 switches it off.
-        precision: "fp32", or "bf16" autocast.
-        seed: of weights, noise and dropout.
-        save_images: samples between saved states.
-        sheet_images: samples between sample sheets.
-
-    Raises:
-        ValueError: numbers out of range, all in one line.
-    """
-
-    images: int
-    batch_size: int
-    learning_rate: float
-    accumulation: int = 1
-    final_learning_rate: float = 0.05
-    warmup_images: int = 0
-    weight_decay: float = 0.0
-    beta2: float = 0.99
-    grad_clip: float = 1.0
-    ema_half_life: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
-    save_images: int = 50_000
-    sheet_images: int = 50_000
-
-    def __post_init__(self) -> None:
-        """Collects every problem and raises once."""
-        problems = [f"{name} must be above 0, got {value}" for name, value in (
-            ("images", self.images), ("batch_size", self.batch_size), ("learning_rate", self.learning_rate),
-            ("accumulation", self.accumulation), ("grad_clip", self.grad_clip), ("save_images", self.save_images),
-            ("sheet_images", self.sheet_images)) if not value > 0]
-        if self.accumulation > 0 and self.batch_size % self.accumulation:
-            problems.append(f"batch_size must be a multiple of accumulation={self.accumulation}, got {self.batch_size}")
-        problems += [f"{name} must not be negative, got {value}" for name, value in (
-            ("warmup_images", self.warmup_images), ("weight_decay", self.weight_decay),
-            ("ema_half_life", self.ema_half_life), ("final_learning_rate", self.final_learning_rate),
-            ("seed", self.seed)) if not value >= 0]
-        if not 0 <= self.beta2 < 1:
-            problems.append(f"beta2 must be in [0, 1), got {self.beta2}")
-        if problems:
-            raise ValueError("; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -126,47 +72,67 @@ class Task(Protocol):
         ...
 
 
-def learning_rate(config: TrainingConfig, images: int, start: int = 0) -> float:
-    """Linear warm-up, then a cosine from the peak to its end, at a count of samples; `start` is where the run began."""
-    warm = min(1.0, (images - start + config.batch_size) / max(config.warmup_images, 1))
-    progress = min(1.0, images / config.images)
-    cosine = config.final_learning_rate + (1 - config.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate * warm * cosine
+@runtime_checkable
+class Validating(Protocol):
+    """A task with a held-out split."""
+
+    def validation_batch(self, part: Part, device: torch.device) -> Any:  # noqa: ANN401 - the objectives' own
+        """What the first objective's forward takes, of samples that are never trained on."""
+        ...
 
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """Moves the EMA's parameters towards the model's; buffers (BatchNorm's running statistics) are copied."""
+    """Moves the EMA's parameters towards the model's; buffers (BatchNorm's running statistics) are copied.
+
+    The EMA may be on another device than the model.
+    """
     for mean, parameter in zip(ema.parameters(), model.parameters(), strict=True):
-        mean.lerp_(parameter.detach(), 1 - decay)
+        mean.lerp_(parameter.detach().to(mean.device), 1 - decay)
     for mean, buffer in zip(ema.buffers(), model.buffers(), strict=True):
         mean.copy_(buffer)
-
-
-def ema_decay(config: TrainingConfig, images: int) -> float:
-    """Decay of one step; the half-life grows with the images seen (a tenth of them) up to the configured one."""
-    half_life = min(config.ema_half_life, max(images, config.batch_size) / 10)
-    return 0.5 ** (config.batch_size / half_life)
 
 
 class Run:
     """A run folder: states, sheets, log."""
 
-    def __init__(self, folder: Path, config: TrainingConfig, accelerator: Accelerator, task: Task) -> None:
+    def __init__(
+        self, folder: Path, config: TrainingConfig, accelerator: Accelerator, task: Task, *, shard: bool | None = None
+    ) -> None:
         """Prepares optimisers and EMA; starts at zero images.
 
+        Args:
+            folder: of states, sheets and logs.
+            config: how long and how fast.
+            accelerator: processes and precision.
+            task: what to train.
+            shard: whether the module is sharded over the processes; None does as the accelerate config says (FSDP).
+
         Raises:
-            ValueError: the batch cannot be shared out evenly.
+            ValueError: the batch cannot be shared out evenly, a tracker is not installed, or a task with several
+                objectives is to be sharded.
         """
+        check_trackers(config.trackers)
         parts = config.accumulation * accelerator.num_processes
         if config.batch_size % parts:
             raise ValueError(f"batch_size must be a multiple of accumulation x processes = {parts}, "
                              f"got {config.batch_size}")
         self.folder, self.config, self.accelerator, self.task = folder, config, accelerator, task
         self.images = self.start = 0
-        self.modules = [accelerator.prepare_model(o.module.to(accelerator.device)) for o in task.objectives]
-        self.optimizers = [_optimizer(o.module, config) for o in task.objectives]
+        shard = accelerator.distributed_type == DistributedType.FSDP if shard is None else shard
+        if shard and [objective.module for objective in task.objectives] != [task.ema_of]:
+            raise ValueError("FSDP is for the diffusion trainer without LoRA (use DDP), got another")
+        self.sharded: Sharded | None = None
+        if shard:
+            self.sharded = Sharded(task.objectives[0].module, accelerator.device)
+            self.modules = [self.sharded.module]
+        else:
+            self.modules = [_prepared(o.module, accelerator) for o in task.objectives]
+        self.optimizers = [_optimizer(module, config) for module in self.modules]
         self.ema = copy.deepcopy(task.ema_of).requires_grad_(False) if config.ema_half_life else None
+        if self.ema is not None and config.ema_device == "cpu":
+            self.ema.cpu()
+        self._push()
 
     def start_from(self, images: int) -> None:
         """Begins at a count of images, with the task's present weights in the EMA and a new warm-up.
@@ -180,6 +146,7 @@ class Run:
         self.images = self.start = images
         if self.ema is not None:
             self.ema.load_state_dict(self.task.ema_of.state_dict())
+        self._push()
 
     def save(self) -> None:
         """Writes the state to a temporary name, renames it, deletes what it replaces, and exports the model.
@@ -188,6 +155,9 @@ class Run:
         else "auto" would go back to them.
         """
         self.accelerator.wait_for_everyone()
+        self._pull()
+        optimizers = [o.state_dict() if self.sharded is None else self.sharded.optimizer_state(o)
+                      for o in self.optimizers]
         if not self.accelerator.is_main_process:
             return
         states = self.folder / "states"
@@ -197,7 +167,7 @@ class Run:
         state = {
             "images": self.images, "start": self.start,
             "modules": {o.name: o.module.state_dict() for o in self.task.objectives},
-            "optimizers": {name: o.state_dict() for name, o in zip(names, self.optimizers, strict=True)},
+            "optimizers": dict(zip(names, optimizers, strict=True)),
             "ema": self.ema.state_dict() if self.ema is not None else None,
         }
         temporary = path.with_suffix(".tmp")
@@ -217,23 +187,62 @@ class Run:
     def load(self, path: Path) -> None:
         """Continues from a saved state; ValueError where it does not fit this config."""
         try:
-            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             for objective, optimizer in zip(self.task.objectives, self.optimizers, strict=True):
                 objective.module.load_state_dict(state["modules"][objective.name])
-                optimizer.load_state_dict(state["optimizers"][objective.name])
+                found = state["optimizers"][objective.name]
+                if self.sharded is None:
+                    optimizer.load_state_dict(found)
+                else:
+                    self.sharded.load_optimizer_state(optimizer, found)
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
+            self._push()
             self.images, self.start = int(state["images"]), int(state["start"])
         except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"--resume must name a state of this config, got {path}: {reason}") from error
 
-    def sheet(self) -> None:
-        """Draws the task's sheet, named by the images seen."""
-        if self.accelerator.is_main_process:
-            with self.averaged_weights():
-                path = self.folder / "sheets" / f"{self.images:010d}.png"
-                self.task.sheet(path, self.images, self.accelerator.device)
+    def sheet(self) -> Path | None:
+        """Draws the task's sheet, named by the images seen; where it is, None in other processes than the main one."""
+        self._pull()
+        if not self.accelerator.is_main_process:
+            return None
+        path = self.folder / "sheets" / f"{self.images:010d}.png"
+        with self.averaged_weights():
+            self.task.sheet(path, self.images, self.accelerator.device)
+        self._leave_device()
+        return path
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The first objective's mean losses over the first held-out samples, with the EMA's weights.
+
+        Raises:
+            ValueError: the task has no held-out split.
+        """
+        if not isinstance(self.task, Validating):
+            raise ValueError(f"validation_images must be 0 for a task without a held-out split, got "
+                             f"{self.config.validation_images}")
+        self._pull()
+        device = self.accelerator.device
+        module = self.task.objectives[0].module.to(device)
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        samples = self.config.validation_samples
+        if samples < processes:
+            raise ValueError(f"validation_samples must be at least the {processes} processes, got {samples}")
+        count = min(self.config.batch_size // (self.config.accumulation * processes), samples // processes)
+        starts = range(rank * count, samples, processes * count)
+        totals: dict[str, Tensor] = {}
+        with self.averaged_weights():
+            for start in starts:
+                part = Part(start, min(count, samples - start))
+                with self.accelerator.autocast():
+                    losses: Mapping[str, Tensor] = module(self.task.validation_batch(part, device))
+                for name, value in losses.items():
+                    totals[name] = totals.get(name, torch.zeros_like(value)) + value * part.count
+        self._leave_device()
+        return self._mean_over_processes({name: value * processes / samples for name, value in totals.items()})
 
     @contextmanager
     def averaged_weights(self) -> Generator[None]:
@@ -252,7 +261,7 @@ class Run:
             model.train(training)
 
     def step(self) -> dict[str, float]:
-        """One optimiser step of every objective; this process's mean losses.
+        """One optimiser step of every objective; the mean losses of the whole batch.
 
         Raises:
             FloatingPointError: a loss or a gradient is infinite or not a number.
@@ -269,62 +278,55 @@ class Run:
                 self.accelerator.backward(losses["loss"] / len(batches))
                 for name, value in losses.items():
                     totals[name] = totals.get(name, torch.zeros_like(value.detach())) + value.detach() / len(batches)
-            norm = nn.utils.clip_grad_norm_(objective.module.parameters(), self.config.grad_clip)
-            for what, value in (("loss", totals["loss"]), ("gradient", norm)):
-                if not value.isfinite():
+            norm = nn.utils.clip_grad_norm_(module.parameters(), self.config.grad_clip)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            means = {"gradient": float(norm), **self._mean_over_processes(totals)}
+            for what in ("loss", "gradient"):
+                if not math.isfinite(means[what]):
                     raise FloatingPointError(f"the {what} of the {objective.name} must stay finite, "
-                                             f"got {float(value)} after {self.images} images")
+                                             f"got {means[what]} after {self.images} images")
             for group in optimizer.param_groups:
                 group["lr"] = rate * objective.learning_rate_scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             prefix = "" if objective is self.task.objectives[0] else f"{objective.name}."
-            report |= {prefix + name: float(value) for name, value in {"gradient": norm, **totals}.items()}
+            report |= {prefix + name: value for name, value in means.items()}
         self.images += self.config.batch_size
         if self.ema is not None:
-            update_ema(self.ema, self.task.ema_of, ema_decay(self.config, self.images))
+            decay = ema_decay(self.config, self.images)
+            if self.sharded is None:
+                update_ema(self.ema, self.task.ema_of, decay)
+            else:
+                self.sharded.update_average(decay)
         return report
+
+    def _push(self) -> None:
+        """From the task's module and the EMA to the shards, where there are any."""
+        if self.sharded is not None:
+            self.sharded.push(self.ema)
+
+    def _pull(self) -> None:
+        """The other way."""
+        if self.sharded is not None:
+            self.sharded.pull(self.ema)
+
+    def _leave_device(self) -> None:
+        """The whole module beside shards lives on the CPU."""
+        if self.sharded is not None:
+            self.task.objectives[0].module.cpu()
+
+    def _mean_over_processes(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        if self.accelerator.num_processes == 1:
+            return {name: float(value) for name, value in values.items()}
+        stacked = torch.stack([value.float() for value in values.values()])
+        means = cast("Tensor", self.accelerator.reduce(stacked, reduction="mean"))
+        return dict(zip(values, means.tolist(), strict=True))
 
     def _parts(self) -> list[Part]:
         """This process's share of the next step."""
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         count = self.config.batch_size // (self.config.accumulation * processes)
         return [Part(self.images + (i * processes + rank) * count, count) for i in range(self.config.accumulation)]
-
-
-def fit(run: Run, *, log_every: float = 2.0) -> None:
-    """Trains to the configured number of images; Ctrl-C or SIGTERM lets the step end, saves the state and returns.
-
-    Args:
-        run: fresh or resumed.
-        log_every: least seconds between two lines of the log (`log.csv` in the run folder).
-    """
-    config, main = run.config, run.accelerator.is_main_process
-    run.folder.mkdir(parents=True, exist_ok=True)
-    last_log, saved, drawn = time.monotonic(), -1, -1
-    with _interrupts() as interrupted, tqdm(
-        total=config.images, initial=run.images, unit="image", file=sys.stderr, disable=not main
-    ) as bar:
-        while run.images < config.images and not _anywhere(run.accelerator, interrupted()):
-            before = run.images
-            report = run.step()
-            bar.update(config.batch_size)
-            if main and time.monotonic() - last_log >= log_every:
-                last_log = time.monotonic()
-                bar.set_postfix_str(f"loss {report['loss']:.4f}")
-                _log(run.folder / "log.csv", run.images, report)
-            if _crossed(before, run.images, config.save_images):
-                run.save()
-                saved = run.images
-            if _crossed(before, run.images, config.sheet_images):
-                run.sheet()
-                drawn = run.images
-        if saved != run.images:
-            run.save()
-        if drawn != run.images:
-            run.sheet()
-    if main and run.images < config.images:
-        print(f"stopped at {run.images} images; the same command goes on from there", file=sys.stderr)
 
 
 def resume(run: Run, choice: str) -> None:
@@ -347,6 +349,14 @@ def resume(run: Run, choice: str) -> None:
     run.load(Path(choice))
 
 
+def _prepared(module: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """On its device, for several processes in DDP; on GPUs then with BatchNorm over all of them."""
+    module.to(accelerator.device)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # replaces layers within: the task's own modules have them too
+    return accelerator.prepare_model(module)
+
+
 def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
@@ -354,40 +364,3 @@ def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2))
-
-
-def _anywhere(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is up in any process, so that all of them stop after the same step."""
-    if accelerator.num_processes == 1:
-        return flag
-    if flag:
-        accelerator.set_trigger()
-    return accelerator.check_trigger()
-
-
-def _crossed(before: int, after: int, every: int) -> bool:
-    return before // every != after // every
-
-
-def _log(path: Path, images: int, report: Mapping[str, float]) -> None:
-    header = "" if path.is_file() else ",".join(["images", *report]) + "\n"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(header + ",".join([str(images), *(f"{value:.6g}" for value in report.values())]) + "\n")
-
-
-@contextmanager
-def _interrupts() -> Generator[Callable[[], bool]]:
-    """Lets the current step finish on SIGINT and SIGTERM; a second SIGINT stops at once."""
-    caught: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,6 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from train.config import load_config
 from train.data import expand
 from train.engine import Run, Task, TrainingConfig, fit, resume
+from train.estimate import UTILISATION, Rehearsal, estimate, memory_line, parse_gpus, report
 
 if TYPE_CHECKING:
     from dataclasses import Field
@@ -61,7 +62,7 @@ C = TypeVar("C", bound=TrainerConfig)
 
 def launch(
     argv: Sequence[str] | None, program: str, schema: type[C],
-    make_task: Callable[[C, torch.device], InitialisableTask],
+    make_task: Callable[[C, torch.device], InitialisableTask], rehearse: Callable[[C], Rehearsal] | None = None,
 ) -> int:
     """Parses arguments and trains.
 
@@ -70,6 +71,7 @@ def launch(
         program: the module's name, for the help.
         schema: dataclass of the config file.
         make_task: builds the task, once per process; it may cache data in the run folder.
+        rehearse: a step without data and weights, for the estimates of --dry-run; None leaves them out.
 
     Returns:
         Exit status: 0, also when it was interrupted and its state saved; 1 when the loss became infinite; 2 on bad
@@ -83,19 +85,29 @@ def launch(
     parser.add_argument("--init-from", type=Path, metavar="FILE",
                         help="checkpoint whose weights to start from: new optimiser and warm-up, images counted on")
     parser.add_argument("--dry-run", action="store_true", help="report parameters, memory and images/s, then stop")
+    parser.add_argument("--gpus", metavar="8xA100",
+                        help="with --dry-run: estimate memory and days on these GPUs; needs no data, no weights")
+    parser.add_argument("--utilisation", type=float, default=UTILISATION,
+                        help=f"share of the GPUs' peak that training reaches, for --gpus (default: {UTILISATION})")
+    parser.add_argument("--seen", type=int, default=0, help="images that --init-from has seen, for --gpus (default: 0)")
     arguments = parser.parse_args(argv)
     try:
         config = load_config(arguments.config, arguments.set, schema)
+        if arguments.gpus is not None:
+            if not arguments.dry_run or rehearse is None:
+                raise ValueError(f"--gpus must come with --dry-run of a trainer that has estimates, got {program}")
+            print("\n".join(_estimates(config, rehearse, arguments)))
+            return 0
         accelerator = Accelerator(mixed_precision="bf16" if config.training.precision == "bf16" else "no",
                                   kwargs_handlers=[InitProcessGroupKwargs(timeout=_CACHE_TIME)])
         if arguments.dry_run:
             with tempfile.TemporaryDirectory() as folder:
                 cached = min(config.cached, config.training.batch_size)
-                run, _ = _prepare(replace(config, run=folder, cached=cached), accelerator, make_task)
-                report = _dry_run(run)
+                run, _ = prepare(replace(config, run=folder, cached=cached), accelerator, make_task)
+                report = _dry_run(run, config, rehearse)
             accelerator.print(report)
             return 0
-        run, task = _prepare(config, accelerator, make_task)
+        run, task = prepare(config, accelerator, make_task)
         resume(run, arguments.resume)
         if arguments.init_from is not None and run.images == 0:
             run.start_from(task.load_weights(arguments.init_from))
@@ -122,7 +134,7 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _prepare(
+def prepare(
     config: C, accelerator: Accelerator, make_task: Callable[[C, torch.device], InitialisableTask]
 ) -> tuple[Run, InitialisableTask]:
     """Weights from the config's seed; the main process goes first, so that only one fills a cache."""
@@ -132,12 +144,30 @@ def _prepare(
     return Run(expand(config.run), config.training, accelerator, task), task
 
 
-def _dry_run(run: Run, steps: int = 3) -> str:
-    """Parameters, peak memory and images/s of a few steps; nothing is saved."""
+def _estimates(config: C, rehearse: Callable[[C], Rehearsal], arguments: argparse.Namespace) -> list[str]:
+    """Parameters, memory, operations and days on GPUs."""
+    notes: list[str] = []
+
+    def made() -> Rehearsal:
+        found = rehearse(config)
+        notes.extend(found.notes)
+        return found
+
+    found = estimate(made, config.training, parse_gpus(arguments.gpus)[0])
+    lines = [f"{name}: {count / 1e6:.2f} M parameters" for name, count in found.parameters.items()]
+    return lines + report(found, config.training, arguments.gpus, utilisation=arguments.utilisation,
+                          seen=arguments.seen, notes=notes)
+
+
+def _dry_run(run: Run, config: C, rehearse: Callable[[C], Rehearsal] | None, steps: int = 3) -> str:
+    """Parameters, memory by parts, peak memory and images/s of a few steps; nothing is saved."""
     lines = [
         f"{objective.name}: {sum(p.numel() for p in objective.module.parameters()) / 1e6:.2f} M parameters"
         for objective in run.task.objectives
     ]
+    if rehearse is not None:
+        found = estimate(lambda: rehearse(config), config.training, run.accelerator.num_processes)
+        lines.append(memory_line(found))
     run.step()
     began = time.perf_counter()
     for _ in range(steps):

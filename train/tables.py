@@ -210,7 +210,11 @@ class Workshop:
 
     def _reconstruction(self, system: System, source: IconSource) -> dict[str, float | None]:
         """What the autoencoder alone keeps of true scenes."""
-        coder = self._layered(system, self._coder(system.coder))
+        return self._reconstruction_of(self._layered(system, self._coder(system.coder)), source)
+
+    def _reconstruction_of(
+        self, coder: CaT2IAutoencoder | LayeredBaseline, source: IconSource
+    ) -> dict[str, float | None]:
         return check_reconstruction(coder.to(self._device).eval(), source, _RECONSTRUCTIONS, self._device)
 
     def _coder(self, name: str) -> CaT2IAutoencoder:
@@ -250,6 +254,18 @@ class Workshop:
         if system.begins_as is not None:
             images = round(training.images * config.fine_tuning_share) // training.batch_size * training.batch_size
             training = replace(training, images=images)
+        task = self._diffusion_task(name, coder, training, self._source(filtered=CODERS[system.coder].filtered))
+        if system.begins_as is not None and not any((self._folder / name / "states").glob("*.pt")):
+            other_run, other = self._diffusion(system.begins_as)
+            with other_run.averaged_weights():
+                widen_unet(task.model.unet, other.model.unet)
+        return self._fit(self._folder / name, training, task), task
+
+    def _diffusion_task(
+        self, name: str, coder: Any, training: TrainingConfig, source: Source  # noqa: ANN401 - either kind of coder
+    ) -> DiffusionTask:
+        """A UNet with fresh weights on a coder's latents, its run folder named `name`."""
+        config = self._config
         whole = DiffusionTrainingConfig(
             run=str(self._folder / name), autoencoder="", data=config.data, training=training,
             unet=replace(config.unet, in_channels=coder.config.latent_channels),
@@ -258,16 +274,10 @@ class Workshop:
             guidance_scale=config.drawing.guidance_scale,
         )
         set_seed(self._seed)
-        source = self._source(filtered=CODERS[system.coder].filtered)
         text_encoder = make_text_encoder(whole.text, source).requires_grad_(False)
         latents = LatentSource(source, coder, whole, self._device)
         schedule = replace(config.schedule, latent_scale=latents.measured_scale(self._device))
-        task = _SystemTask(whole, latents, text_encoder, schedule, source.captions(0, _SHEET_COLUMNS), self._device)
-        if system.begins_as is not None and not any((self._folder / name / "states").glob("*.pt")):
-            other_run, other = self._diffusion(system.begins_as)
-            with other_run.averaged_weights():
-                widen_unet(task.model.unet, other.model.unet)
-        return self._fit(Path(whole.run), training, task), task
+        return _SystemTask(whole, latents, text_encoder, schedule, source.captions(0, _SHEET_COLUMNS), self._device)
 
     def _fit(self, folder: Path, training: TrainingConfig, task: Task) -> Run:
         """Trains to the end, from where an earlier call stopped."""

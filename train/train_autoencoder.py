@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from text2layer_core import losses
-from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder, LatentDistribution
+from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder, Head, LatentDistribution
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 from text2layer_core.compositing import blend
 from text2layer_core.schedule import ScheduleConfig
-from train.data import CachedSource, DataConfig, Source, expand, open_source, sample_noise
+from train.alignment import AlignLatents, LatentReference, open_reference
+from train.data import CachedSource, DataConfig, Source, expand, held_out_source, open_source, sample_noise
 from train.engine import Objective, Part, TrainingConfig
+from train.estimate import Rehearsal
 from train.launch import launch
 from train.pictures import save_grid
 
@@ -69,9 +71,12 @@ class AutoencoderTrainingConfig:
         run: run folder, outside the checkout.
         cached: samples drawn once to disk and seen again in new orders; 0 draws every sample afresh.
         frozen_encoder: train the decoder alone (with --init-from), so that a UNet trained on the latents still fits.
-        latent_noise: most noise that the decoder gets on top of the posterior's, in standard deviations of the latents,
+        latent_noise: most noise that the decoder gets on top of the posterior's, in standard deviations of a sample's latents,
             at a level for each sample between 0 and this. A UNet's latents are never exact: a decoder that has seen
             such ones leaves less of the thing in the background. 0 is the paper's.
+        frozen_batch_norm: the heads' BatchNorm stays in eval mode, with the running statistics it has: for small
+            batches, and so that several processes compute what one does. On several GPUs it is SyncBatchNorm otherwise.
+        align_latents: keeps z near a flat model's latents of the composed picture; None is the paper's.
     """
 
     run: str
@@ -82,6 +87,8 @@ class AutoencoderTrainingConfig:
     cached: int = 0
     frozen_encoder: bool = False
     latent_noise: float = 0.0
+    frozen_batch_norm: bool = False
+    align_latents: AlignLatents | None = None
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -97,7 +104,7 @@ class AutoencoderBatch:
     Attributes:
         stack: truth, (n, 7, H, W).
         noise: of the latents, (n, C, h, w).
-        noise_level: of each sample, (n, 1, 1, 1), in standard deviations of the latents; see `latent_noise`.
+        noise_level: of each sample, (n, 1, 1, 1), in standard deviations of its latents; see `latent_noise`.
         adversarial: whether the adversarial terms have set in.
         reconstructions: what the autoencoder makes of it, for the discriminator.
     """
@@ -114,10 +121,13 @@ class AutoencoderObjective(nn.Module):
 
     def __init__(
         self, autoencoder: CaT2IAutoencoder, config: LossConfig, discriminator: nn.Module | None,
-        perceptual: losses.PerceptualNetwork | None,
+        perceptual: losses.PerceptualNetwork | None, *, frozen_batch_norm: bool = False,
+        reference: LatentReference | None = None,
     ) -> None:
         """Discriminator and LPIPS's network are looked through, not trained; the network may be None without LPIPS."""
         super().__init__()
+        self._reference = reference
+        self._frozen_batch_norm = frozen_batch_norm
         self.autoencoder = autoencoder
         self._config = config
         self._discriminator = (discriminator,)  # in a tuple, so that it is no submodule
@@ -128,6 +138,9 @@ class AutoencoderObjective(nn.Module):
     def forward(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
         """The sum "loss" and its terms."""
         config = self._config
+        if self._frozen_batch_norm:
+            for head in self.autoencoder.heads.values():
+                cast("Head", head).norm.eval()
         foreground, background, mask = batch.stack.split([3, 3, 1], dim=1)
         distribution, outputs = self.autoencoder(batch.stack, lambda d: _inexact(d, batch))
         outputs = {name: output.float() for name, output in outputs.items()}
@@ -156,6 +169,8 @@ class AutoencoderObjective(nn.Module):
                       if name in terms}
         pixel_values = batch.stack[:, :3].numel() / len(batch.stack)
         terms["kl"] = config.kl / pixel_values * losses.kl_loss(distribution.mean.float(), distribution.logvar.float())
+        if self._reference is not None:
+            terms["alignment"] = self._reference.loss(batch.stack, distribution.mean)
         composition = blend(outputs["foreground"], outputs["background"], outputs["mask"])
         if config.composition:
             terms["composition"] = config.composition * losses.reconstruction_l1(composition, truths["composed"])
@@ -216,11 +231,14 @@ class AutoencoderTask:
     """What `engine.fit` trains."""
 
     def __init__(
-        self, config: AutoencoderTrainingConfig, source: Source, perceptual: losses.PerceptualNetwork | None = None
+        self, config: AutoencoderTrainingConfig, source: Source, perceptual: losses.PerceptualNetwork | None = None,
+        held_out: Source | None = None, reference: LatentReference | None = None,
     ) -> None:
         """Builds the networks with the current seed; LPIPS's network is needed where the config asks for LPIPS."""
-        self._config, self._source = config, source
+        self._config, self._source, self._held_out = config, source, held_out
         self.autoencoder = CaT2IAutoencoder(config.autoencoder)
+        if config.training.gradient_checkpointing:
+            self.autoencoder.checkpoint_blocks()
         if config.frozen_encoder:
             for part in (self.autoencoder.encoder, self.autoencoder.quant_conv):
                 part.requires_grad_(False)
@@ -230,7 +248,8 @@ class AutoencoderTask:
             discriminator = DiscriminatorObjective(config.autoencoder.composed_head)
             objectives.append(Objective("discriminator", discriminator))
         critic = discriminator.discriminator if discriminator is not None else None
-        objective = AutoencoderObjective(self.autoencoder, config.losses, critic, perceptual)
+        objective = AutoencoderObjective(self.autoencoder, config.losses, critic, perceptual,
+                                         frozen_batch_norm=config.frozen_batch_norm, reference=reference)
         objectives.insert(0, Objective("autoencoder", objective))
         self.objectives: Sequence[Objective] = objectives
         self.ema_of: nn.Module = self.autoencoder
@@ -238,6 +257,11 @@ class AutoencoderTask:
     def batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
         """Samples and their latent noise."""
         return draw_batch(self._config, self._source, part, device)
+
+    def validation_batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
+        """Held-out samples, without the adversarial term, which needs gradients."""
+        batch = draw_batch(self._config, held_out_source(self._held_out), part, device)
+        return replace(batch, adversarial=False)
 
     @torch.no_grad()
     def sheet(self, path: Path, images: int, device: torch.device) -> None:
@@ -283,7 +307,7 @@ def _inexact(distribution: LatentDistribution, batch: AutoencoderBatch) -> Tenso
     """Draws of z with the posterior's noise and the batch's on top, which sum to one Gaussian."""
     if not batch.noise_level.any():
         return distribution.mean + torch.exp(0.5 * distribution.logvar) * batch.noise
-    added = (batch.noise_level * distribution.mean.detach().float().std()).square()
+    added = (batch.noise_level * distribution.mean.detach().float().std(dim=(1, 2, 3), keepdim=True)).square()
     return distribution.mean + (torch.exp(distribution.logvar) + added).sqrt() * batch.noise
 
 
@@ -296,7 +320,27 @@ def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> Autoen
     if config.cached:
         source = CachedSource(source, expand(config.run) / "cache", config.cached, config.data, device)
     lpips = config.losses.perceptual == "lpips" and config.losses.perceptual_weight > 0
-    return AutoencoderTask(config, source, _lpips(device) if lpips else None)
+    held_out = open_source(config.data, "held_out") if config.training.validation_images else None
+    reference = None
+    if config.align_latents is not None:
+        reference = open_reference(config.align_latents, config.autoencoder, source, device)
+    return AutoencoderTask(config, source, _lpips(device) if lpips else None, held_out, reference)
+
+
+def rehearse(config: AutoencoderTrainingConfig) -> Rehearsal:
+    """A step for `train.estimate`, without data and without LPIPS's network."""
+    side, cells = config.data.size, config.data.size // config.autoencoder.downscale
+    wanted = config.losses.perceptual == "lpips" and config.losses.perceptual_weight > 0
+    if wanted:
+        config = replace(config, losses=replace(config.losses, perceptual="none"))
+    task = AutoencoderTask(config, cast("Source", None))
+
+    def batch(count: int) -> AutoencoderBatch:
+        noise = torch.zeros(count, config.autoencoder.latent_channels, cells, cells)
+        return AutoencoderBatch(torch.zeros(count, 7, side, side), noise, adversarial=True)
+
+    notes = ["LPIPS's network (VGG-16) is left out: it adds to both operations and memory"] if wanted else []
+    return Rehearsal(task.objectives, task.ema_of, batch, notes=notes)
 
 
 def _saturated(mask: Tensor) -> Tensor:
@@ -322,7 +366,7 @@ def _lpips(device: torch.device) -> losses.PerceptualNetwork:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    return launch(argv, "train.train_autoencoder", AutoencoderTrainingConfig, make_task)
+    return launch(argv, "train.train_autoencoder", AutoencoderTrainingConfig, make_task, rehearse)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from tqdm import tqdm
 
-from text2layer_core.autoencoder import CaT2IAutoencoder, LatentDistribution
-from text2layer_core.checkpoint import CLIP_L, Text2LayerModel, load_checkpoint, save_checkpoint, unet_config
+from text2layer_core.autoencoder import AUTOENCODER_PRESETS, CaT2IAutoencoder
+from text2layer_core.checkpoint import (
+    CLIP_L,
+    Text2LayerModel,
+    load_checkpoint,
+    read_header,
+    save_checkpoint,
+    unet_config,
+)
 from text2layer_core.compositing import compose
 from text2layer_core.pipeline import Text2LayerPipeline
 from text2layer_core.schedule import ScheduleConfig, add_noise, min_snr_weight, training_target
 from text2layer_core.text_encoder import TextEncoder, TextEncoderConfig, train_tokenizer
 from text2layer_core.unet import UNetConfig, build_unet
-from train.data import ArrayCache, DataConfig, Source, epoch_rows, expand, fingerprint, open_source, sample_noise
+from train.data import DataConfig, Source, expand, open_source
 from train.engine import Objective, Part, TrainingConfig
+from train.estimate import Rehearsal
+from train.latents import NOISE_STREAM, LatentSource, latent_noise
 from train.launch import launch
+from train.lora import LoraSection, add_lora, merged_unet, save_lora
 from train.pictures import save_grid
 
 if TYPE_CHECKING:
@@ -33,7 +39,7 @@ if TYPE_CHECKING:
 
 _SHEET_SAMPLES = 8
 _TOKENIZER_CAPTIONS = 20_000
-_NOISE_STREAM, _LATENT_STREAM = 0, 1
+_CLIP_L = TextEncoderConfig(vocab_size=49_408, hidden_size=768, intermediate_size=3072, num_layers=12, num_heads=12)
 _R2 = (0.7548776662466927, 0.5698402909980532)
 
 
@@ -72,6 +78,8 @@ class DiffusionTrainingConfig:
             same, but things are learnt sooner. 0 is the paper's plain loss.
         cached: samples encoded once to disk; 0 encodes every sample afresh.
         guidance_scale: of the sample sheets, and written in the card as the model's default.
+        lora: trains an adapter of a checkpoint's UNet instead of a UNet: `lora.safetensors` in the run folder is the
+            adapter, `model.safetensors` the base with it worked in.
 
     Raises:
         ValueError: numbers out of range, all in one line.
@@ -90,6 +98,7 @@ class DiffusionTrainingConfig:
     foreground_weight: float = 0.0
     cached: int = 0
     guidance_scale: float = 7.5
+    lora: LoraSection | None = None
 
     def __post_init__(self) -> None:
         """Collects every problem and raises once."""
@@ -159,131 +168,49 @@ class DiffusionModel(nn.Module):
         self.text_encoder.set_tokenizer(state)
 
 
-class LatentConfig(Protocol):
-    """What a config that trains on latents has."""
-
-    @property
-    def run(self) -> str:
-        """The run folder."""
-        ...
-
-    @property
-    def data(self) -> DataConfig:
-        """The samples."""
-        ...
-
-    @property
-    def training(self) -> TrainingConfig:
-        """The seed among others."""
-        ...
-
-    @property
-    def cached(self) -> int:
-        """Samples encoded once to disk; 0 encodes every sample afresh."""
-        ...
-
-
-class LatentSource:
-    """Latents and captions of a source by index, from a cache where there is one.
-
-    Attributes:
-        autoencoder: frozen.
-        shape: of one sample's latents, (C, h, w).
-    """
-
-    def __init__(
-        self, source: Source, autoencoder: CaT2IAutoencoder, config: LatentConfig, device: torch.device
-    ) -> None:
-        """Fills the cache where it is not full yet, with a progress bar."""
-        self._source, self._config = source, config
-        self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
-        side = source.size // autoencoder.config.downscale
-        self.shape = (autoencoder.config.latent_channels, side, side)
-        self._cache: ArrayCache | None = None
-        if config.cached:
-            self._fill(device)
-            self._captions = source.captions(0, config.cached)
-
-    def draw(self, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Unscaled draws of z, (n, C, h, w), and the mask averaged over each of their cells, (n, 1, h, w)."""
-        if self._cache is None:
-            distribution, coverage = self._encode(part, device)
-        else:
-            rows = self._rows(part)
-            mean, logvar, coverage = (torch.from_numpy(self._cache.arrays[name][rows]).to(device).float()
-                                      for name in ("mean", "logvar", "coverage"))
-            distribution = LatentDistribution(mean, logvar)
-        noise = _noise(self._config.training.seed, _LATENT_STREAM, part, self.shape).to(device)
-        return distribution.mean + torch.exp(0.5 * distribution.logvar) * noise, coverage
-
-    def captions(self, part: Part) -> list[str]:
-        """The captions of the same samples."""
-        if self._cache is None:
-            return self._source.captions(part.start, part.count)
-        return [self._captions[row] for row in self._rows(part)]
-
-    def measured_scale(self, device: torch.device, count: int = 512) -> float:
-        """1 / standard deviation of the first samples' latents."""
-        parts = [Part(start, 16) for start in range(0, count, 16)]
-        return float(1 / torch.cat([self.draw(part, device)[0].cpu() for part in parts]).std())
-
-    def _rows(self, part: Part) -> np.ndarray:
-        return epoch_rows(self._config.data.seed, part.start, part.count, self._config.cached)
-
-    @torch.no_grad()
-    def _encode(self, part: Part, device: torch.device) -> tuple[LatentDistribution, Tensor]:
-        stack = self._source.batch(part.start, part.count, device).stack
-        coverage = functional.avg_pool2d(stack[:, 6:], self.autoencoder.config.downscale)
-        return self.autoencoder.encode_stack(stack), coverage
-
-    def _fill(self, device: torch.device) -> None:
-        count = self._config.cached
-        shapes: dict[str, tuple[tuple[int, ...], str]] = {
-            "mean": (self.shape, "float16"), "logvar": (self.shape, "float16"),
-            "coverage": ((1, *self.shape[1:]), "float16"),
-        }
-        key = [asdict(self._config.data), fingerprint(self._source), _encoder_fingerprint(self.autoencoder)]
-        cache = ArrayCache(expand(self._config.run) / "cache", count, shapes, key)
-        with tqdm(total=count, initial=cache.filled, desc="encode", unit="image", file=sys.stderr) as bar:
-            while cache.filled < count:
-                block = min(64, count - cache.filled)
-                found, coverage = self._encode(Part(cache.filled, block), device)
-                rows = {"mean": found.mean, "logvar": found.logvar, "coverage": coverage}
-                cache.store({name: values.half().cpu().numpy() for name, values in rows.items()})
-                bar.update(block)
-        self._cache = cache
-
-
 class DiffusionTask:
     """What `engine.fit` trains."""
 
     def __init__(
         self, config: DiffusionTrainingConfig, latents: LatentSource, text_encoder: TextEncoder,
         schedule: ScheduleConfig, prompts: Sequence[str], device: torch.device,
+        held_out: LatentSource | None = None,
     ) -> None:
         """Builds the UNet with the current seed; `prompts` are those of the sample sheets."""
-        self._config, self._latents, self._prompts = config, latents, list(prompts)
+        self._config, self._latents, self._prompts, self._held_out = config, latents, list(prompts), held_out
         unet = build_unet(config.unet)
         _initialise_unet(unet)
+        if config.training.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
         self.model = DiffusionModel(unet, text_encoder, schedule, config.min_snr_gamma, config.foreground_weight)
         if device.type == "cpu":
             _use_plain_attention(self.model)
+        self._adapted = False
         self.objectives: Sequence[Objective] = (Objective("diffusion", self.model),)
         self.ema_of: nn.Module = self.model
 
     def batch(self, part: Part, device: torch.device) -> DiffusionBatch:
         """Latents, noise, timesteps and tokens of some samples, all fixed by their index."""
+        return self._batch(self._latents, part, device)
+
+    def validation_batch(self, part: Part, device: torch.device) -> DiffusionBatch:
+        """The same of held-out samples."""
+        if self._held_out is None:
+            raise ValueError("validation needs a held-out split, got none")
+        return self._batch(self._held_out, part, device)
+
+    def _batch(self, source: LatentSource, part: Part, device: torch.device) -> DiffusionBatch:
         indices = np.arange(part.start, part.start + part.count)
         seed = self._config.training.seed
         # Roberts' R2 sequence spreads timesteps and dropped captions evenly over a batch; each is still uniform.
         levels, chances = ((indices * step + seed * 0.5) % 1 for step in _R2)
         drop = chances < self._config.caption_dropout
-        captions = ["" if dropped else text for dropped, text in zip(drop, self._latents.captions(part), strict=True)]
+        captions = ["" if dropped else text for dropped, text in zip(drop, source.captions(part), strict=True)]
         timesteps = torch.from_numpy((levels * self._config.schedule.num_train_timesteps).astype(np.int64))
-        latents, coverage = self._latents.draw(part, device)
+        latents, coverage = source.draw(part, device)
         return DiffusionBatch(
             latents * self.model.latent_scale.to(device),
-            _noise(seed, _NOISE_STREAM, part, self._latents.shape).to(device),
+            latent_noise(seed, NOISE_STREAM, part, source.shape).to(device),
             coverage,
             timesteps.to(device),
             self.model.text_encoder.tokenize(captions).to(device),
@@ -300,11 +227,24 @@ class DiffusionTask:
         path.with_suffix(".txt").write_text("\n".join(self._prompts) + "\n", encoding="utf-8")
 
     def export(self, path: Path, images: int) -> None:
-        """The whole model in one file; CLIP is left out."""
-        save_checkpoint(path, self.checkpoint(images))
+        """The whole model in one file; CLIP is left out. Beside it the adapter alone, where one is trained."""
+        model = self.checkpoint(images)
+        save_checkpoint(path, model)
+        if self._config.lora is not None:
+            save_lora(path.with_name("lora.safetensors"), self.model.unet, self._config.lora, model.card)
+
+    def adapt(self, section: LoraSection) -> None:
+        """Loads the base and puts the adapter in; all else is frozen, and the EMA is the adapter's alone."""
+        self.load_weights(expand(section.base))
+        parameters = add_lora(self.model.unet, section)
+        self.model.text_encoder.requires_grad_(False)
+        self.ema_of = nn.ParameterList(parameters)
+        self._adapted = True
 
     def load_weights(self, path: Path) -> int:
         """UNet, text encoder and latent scale of a checkpoint of the same shape, trained on the same autoencoder."""
+        if self._adapted:
+            raise ValueError(f"--init-from must be left out with lora, whose base is the start, got {path}")
         model = load_checkpoint(path)
         if model.unet is None or unet_config(model.unet) != self._config.unet:
             raise ValueError(f"--init-from must hold the configured UNet, got {path}")
@@ -327,10 +267,13 @@ class DiffusionTask:
             "images": images, "resolution": config.data.size, "seed": config.training.seed, "stage": "diffusion",
             "guidance_scale": config.guidance_scale, "data": asdict(config.data),
         }
+        if config.lora is not None:
+            card["lora"] = asdict(config.lora)
+        unet = merged_unet(self.model.unet) if self._adapted else self.model.unet
         external = CLIP_L if config.text.clip is not None else None
         schedule = replace(config.schedule, latent_scale=float(self.model.latent_scale))
         return Text2LayerModel(
-            self._latents.autoencoder, self.model.unet, self.model.text_encoder, schedule, card, external
+            self._latents.autoencoder, unet, self.model.text_encoder, schedule, card, external
         )
 
 
@@ -365,9 +308,64 @@ def make_task(config: DiffusionTrainingConfig, device: torch.device) -> Diffusio
         raise ValueError(f"unet: cross_attention_dim must be the text encoder's hidden_size "
                          f"{text_encoder.config.hidden_size}, got {config.unet.cross_attention_dim}")
     latents = LatentSource(source, autoencoder, config, device)
-    scale = config.latent_scale or latents.measured_scale(device)
+    scale = config.latent_scale or (1.0 if config.lora is not None else latents.measured_scale(device))
     schedule = replace(config.schedule, latent_scale=scale)
-    return DiffusionTask(config, latents, text_encoder, schedule, _sheet_prompts(config.data), device)
+    held_out = None
+    if config.training.validation_images:
+        held_out = LatentSource(open_source(config.data, "held_out"), autoencoder, replace(config, cached=0), device)
+    task = DiffusionTask(config, latents, text_encoder, schedule, _sheet_prompts(config.data), device, held_out)
+    if config.lora is not None:
+        task.adapt(config.lora)
+    return task
+
+
+class _RehearsedStep(nn.Module):
+    """The networks of a `DiffusionModel`; latents, timesteps and tokens have shapes alone."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: TextEncoder) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, batch: DiffusionBatch) -> dict[str, Tensor]:
+        prediction = self.unet(batch.latents, batch.timesteps, self.text_encoder(batch.ids), return_dict=False)[0]
+        return {"loss": (prediction.float() - batch.noise).square().mean()}
+
+
+def rehearse(config: DiffusionTrainingConfig) -> Rehearsal:
+    """A step for `train.estimate`, without data; files that are not there are taken for Stable Diffusion's."""
+    notes: list[str] = []
+    path, shape = expand(config.autoencoder), AUTOENCODER_PRESETS["sd"]
+    if path.is_file():
+        shape = read_header(path).autoencoder
+    else:
+        notes.append(f"no autoencoder at {path}: the shape of Stable Diffusion's is assumed")
+    autoencoder = CaT2IAutoencoder(shape).eval().requires_grad_(False)
+    text = config.text.encoder or _CLIP_L
+    if config.text.pretrained is not None:
+        text = read_header(expand(config.text.pretrained)).text_encoder or text
+    with torch.device("cpu"):
+        tokenizer = train_tokenizer([""], text.vocab_size).to_str()
+    text_encoder = TextEncoder(text, tokenizer).requires_grad_(config.text.clip is None)
+    unet = build_unet(config.unet)
+    if config.training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    step = _RehearsedStep(unet, text_encoder)
+    ema_of: nn.Module = step
+    if config.lora is not None:
+        text_encoder.requires_grad_(False)
+        ema_of = nn.ParameterList(add_lora(unet, config.lora))
+    side = config.data.size // shape.downscale
+
+    def batch(count: int) -> DiffusionBatch:
+        latents, coverage = (torch.zeros(count, channels, side, side) for channels in (config.unet.in_channels, 1))
+        timesteps, ids = (torch.zeros(form, dtype=torch.long) for form in ((count,), (count, text.max_length)))
+        return DiffusionBatch(latents, latents, coverage, timesteps, ids)
+
+    def encode(count: int) -> object:
+        return [autoencoder.encode_stack(torch.zeros(1, 7, config.data.size, config.data.size)) for _ in range(count)]
+
+    return Rehearsal((Objective("diffusion", step),), ema_of, batch, (autoencoder,),
+                     None if config.cached else encode, notes)
 
 
 @torch.no_grad()
@@ -401,22 +399,9 @@ def _sheet_prompts(data: DataConfig) -> list[str]:
     return open_source(data, "held_out" if has_held_out else "train").captions(0, _SHEET_SAMPLES)
 
 
-def _encoder_fingerprint(autoencoder: CaT2IAutoencoder) -> str:
-    """Tells encoders apart; another decoder leaves the latents as they are."""
-    digest = hashlib.sha256()
-    for module in (autoencoder.encoder, autoencoder.quant_conv):
-        for tensor in module.state_dict().values():
-            digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _noise(seed: int, stream: int, part: Part, shape: tuple[int, ...]) -> Tensor:
-    return sample_noise(seed, [2 * index + stream for index in range(part.start, part.start + part.count)], shape)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    return launch(argv, "train.train_diffusion", DiffusionTrainingConfig, make_task)
+    return launch(argv, "train.train_diffusion", DiffusionTrainingConfig, make_task, rehearse)
 
 
 if __name__ == "__main__":

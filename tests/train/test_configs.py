@@ -10,6 +10,7 @@ import yaml
 
 from text2layer_core.autoencoder import AUTOENCODER_PRESETS, CaT2IAutoencoder
 from text2layer_core.unet import UNET_PRESETS, build_unet
+from train.compare_alignment import AlignmentConfig
 from train.config import load_config
 from train.tables import TablesConfig
 from train.train_autoencoder import AutoencoderTrainingConfig
@@ -18,7 +19,7 @@ from train.train_evaluator import EvaluatorTrainingConfig
 from train.train_text_encoder import TextTrainingConfig
 
 FOLDER = Path(__file__).parents[2] / "train" / "configs"
-NAMES = sorted(path.name for path in FOLDER.glob("*.yaml") if path.name != "tables.yaml")
+NAMES = sorted(path.name for path in FOLDER.glob("*.yaml") if path.name not in ("tables.yaml", "alignment.yaml"))
 SD_AUTOENCODER = 83_653_863  # parameters of Stable Diffusion v1's autoencoder
 SD_UNET = 859_520_964
 PAIRS = [("mini_autoencoder", "mini_diffusion"), ("debug_cpu_autoencoder", "debug_cpu_diffusion"),
@@ -124,3 +125,13 @@ def test_the_tables_config() -> None:
     assert len(set(config.seeds)) >= 2
     paper = config.losses
     assert not (paper.foreground_by_area or paper.composition or paper.consistency)
+
+
+def test_the_alignment_config() -> None:
+    """The tables' recipe: its runs of the flat and the balanced system can be taken over."""
+    config = load_config(FOLDER / "alignment.yaml", [], AlignmentConfig)
+    tables = load_config(FOLDER / "tables.yaml", [], TablesConfig)
+    for key in ("data", "cached", "autoencoder", "losses", "balanced", "autoencoder_training", "unet",
+                "diffusion_training", "schedule", "foreground_weight", "text"):
+        assert getattr(config, key) == getattr(tables, key), key
+    assert config.aligned_images % config.autoencoder_training.batch_size == 0

@@ -153,7 +153,7 @@ def test_latent_noise_has_the_configured_levels_and_adds_to_the_posteriors(value
     assert batch.noise_level.flatten().tolist() == pytest.approx([0, 0.309017, 0.118034, 0.427051], abs=1e-5)
     seen: list[Tensor] = []
     distribution = task.autoencoder(batch.stack, lambda d: seen.append(_inexact(d, batch)) or seen[0])[0]
-    variance = torch.exp(distribution.logvar) + (batch.noise_level * distribution.mean.std()) ** 2
+    variance = torch.exp(distribution.logvar) + (batch.noise_level * distribution.mean.std(dim=(1, 2, 3), keepdim=True)) ** 2
     assert torch.allclose(seen[0], distribution.mean + variance.sqrt() * batch.noise, atol=1e-6)
     assert config_of(values).latent_noise == 0
 
@@ -277,7 +277,8 @@ def test_command_trains_resumes_and_goes_on_elsewhere(values: dict[str, Any], tm
     arguments = write(values, tmp_path / "a.yaml")
     assert run_main([*arguments, "--set", "training.images=8"]) == 0
     run = tmp_path / "run"
-    assert {"model.safetensors", "sheets", "states"} == {path.name for path in run.iterdir()} - {"log.csv"}
+    written = {path.name for path in run.iterdir()} - {"log.csv"}
+    assert written == {"model.safetensors", "sheets", "states", "tensorboard"}
     assert run_main(arguments) == 0  # the same command, a longer run
     assert sorted(path.name for path in (run / "states").iterdir()) == ["0000000008.pt", "0000000016.pt"]
     assert load_checkpoint(run / "model.safetensors").card["images"] == 16
@@ -317,7 +318,8 @@ def test_dry_run_reports_and_writes_nothing(
     assert run_main([*arguments, "--dry-run"]) == 0
     assert sorted(tmp_path.rglob("*")) == before
     count = sum(p.numel() for p in make_task(config_of(values), CPU).autoencoder.parameters())
-    first, second = capsys.readouterr().out.splitlines()
+    first, memory, second = capsys.readouterr().out.splitlines()
+    assert memory.startswith("memory estimate ")
     assert first == f"autoencoder: {count / 1e6:.2f} M parameters"
     assert second.startswith("peak memory ")
     assert second.endswith(" images/s on cpu")

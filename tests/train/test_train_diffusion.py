@@ -308,7 +308,8 @@ def test_the_whole_run_and_its_export(values: dict[str, Any], sprite_file: Path)
     run, task = make(config_of(values))
     fit(run)
     assert run.ema is not None
-    assert {path.name for path in run.folder.iterdir()} - {"log.csv"} == {"model.safetensors", "sheets", "states"}
+    written = {path.name for path in run.folder.iterdir()} - {"log.csv"}
+    assert written == {"model.safetensors", "sheets", "states", "tensorboard"}
     assert sorted(path.name for path in (run.folder / "sheets").iterdir()) == ["0000000016.png", "0000000016.txt"]
     held_out = open_source(config_of(values).data, "held_out").captions(0, 8)
     assert (run.folder / "sheets" / "0000000016.txt").read_text(encoding="utf-8").splitlines() == held_out
@@ -442,7 +443,8 @@ def test_dry_run_reports_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     assert run_main([*arguments, "--dry-run"]) == 0
     assert sorted(tmp_path.rglob("*")) == before
-    first, second = capsys.readouterr().out.splitlines()
+    first, memory, second = capsys.readouterr().out.splitlines()
+    assert memory.startswith("memory estimate ")
     count = sum(p.numel() for p in make_task(config_of(values), CPU).model.parameters())
     assert first == f"diffusion: {count / 1e6:.2f} M parameters"
     assert second.endswith(" images/s on cpu")

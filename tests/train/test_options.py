@@ -1,0 +1,145 @@
+"""Options of every trainer: gradient checkpointing, EMA on the CPU, validation figures, trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from tests.train.test_engine import CONFIG, LineTask
+from tests.train.test_train_autoencoder import values as autoencoder_values  # noqa: F401 - a fixture
+from tests.train.test_train_diffusion import autoencoder_file, randomised  # noqa: F401 - a fixture
+from tests.train.test_train_diffusion import values as diffusion_values  # noqa: F401 - a fixture
+from train import train_diffusion
+from train.config import parse
+from train.data import open_source
+from train.engine import Part, Run, fit
+from train.train_autoencoder import AutoencoderTrainingConfig
+from train.train_autoencoder import make_task as make_autoencoder_task
+from train.train_diffusion import DiffusionTrainingConfig
+from train.train_diffusion import make_task as make_diffusion_task
+
+CPU = torch.device("cpu")
+KINDS: dict[str, tuple[type[Any], Callable[[Any, torch.device], Any]]] = {
+    "autoencoder": (AutoencoderTrainingConfig, make_autoencoder_task),
+    "diffusion": (DiffusionTrainingConfig, make_diffusion_task),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(train_diffusion, "_TOKENIZER_CAPTIONS", 100)
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> tuple[Any, Callable[..., Any]]:
+    """A trainer's config, and what makes its task."""
+    schema, make_task = KINDS[request.param]
+    return parse(request.getfixturevalue(f"{request.param}_values"), schema, "test"), make_task
+
+
+def with_training(config: Any, **changes: Any) -> Any:
+    return replace(config, training=replace(config.training, **changes))
+
+
+def make(config: Any, make_task: Callable[..., Any]) -> tuple[Run, Any]:
+    torch.manual_seed(0)
+    task = make_task(config, CPU)
+    return Run(Path(config.run), config.training, Accelerator(cpu=True), task), task
+
+
+def kept_bytes(module: torch.nn.Module, batch: Any) -> tuple[int, list[torch.Tensor]]:
+    """What a forward pass keeps for the way back, and the gradients."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = module(batch)["loss"]
+    loss.backward()
+    return sum(kept.values()), [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def test_checkpointing_changes_nothing_but_memory(kind: tuple[Any, Callable[..., Any]]) -> None:
+    """The same gradients; less is kept, the inputs of blocks apart, which checkpointing holds itself."""
+    config, make_task = kind
+    found: list[tuple[int, list[torch.Tensor]]] = []
+    for checkpointing in (False, True):
+        run, task = make(with_training(config, gradient_checkpointing=checkpointing), make_task)
+        found.append(kept_bytes(run.modules[0], task.batch(Part(0, 2), CPU)))
+    assert found[1][0] < 0.6 * found[0][0]
+    assert len(found[0][1]) == len(found[1][1]) > 10
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+
+
+def test_an_ema_on_the_cpu_is_the_same(kind: tuple[Any, Callable[..., Any]]) -> None:
+    """On the CPU both are; that it follows a model elsewhere shows in the device of what is saved."""
+    config, make_task = kind
+    means: list[dict[str, Any]] = []
+    for device in ("model", "cpu"):
+        run, _ = make(with_training(config, ema_device=device), make_task)
+        run.step()
+        assert run.ema is not None
+        assert {parameter.device for parameter in run.ema.parameters()} == {CPU}
+        means.append({key: value for key, value in run.ema.state_dict().items() if isinstance(value, torch.Tensor)})
+    assert all(torch.equal(means[0][key], means[1][key]) for key in means[0])
+
+
+def test_validation_is_the_mean_over_held_out_samples(kind: tuple[Any, Callable[..., Any]]) -> None:
+    """Against one batch of all of them, with the EMA's weights in eval mode; the same figure every time."""
+    config, make_task = kind
+    run, task = make(with_training(config, validation_images=8, validation_samples=5), make_task)
+    run.step()
+    found = run.validate()
+    assert run.validate() == found
+    held_out = open_source(config.data, "held_out")
+    assert held_out.captions(0, 5) != open_source(config.data).captions(0, 5)
+    with run.averaged_weights(), torch.no_grad():
+        expected = task.objectives[0].module(task.validation_batch(Part(0, 5), CPU))
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
+
+
+def test_without_a_held_out_split(tmp_path: Path) -> None:
+    run = Run(tmp_path, replace(CONFIG, validation_images=8), Accelerator(cpu=True), LineTask())
+    with pytest.raises(ValueError, match="validation_images must be 0 for a task without a held-out split, got 8"):
+        run.validate()
+
+
+def test_tensorboard_has_losses_sheets_and_figures(kind: tuple[Any, Callable[..., Any]]) -> None:
+    """The numbers of log.csv and validation.csv at the same counts, and the sheet."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config, make_task = kind
+    run, _ = make(with_training(config, validation_images=8, validation_samples=4, sheet_images=16), make_task)
+    fit(run, log_every=0.0)
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert tags["images"] == ["sheet"]
+    assert [event.step for event in events.Images("sheet")] == [16]
+    for file, group in (("log", "train"), ("validation", "validation")):
+        header, *lines = (run.folder / f"{file}.csv").read_text().splitlines()
+        column = header.split(",").index("loss")
+        rows = [(int(line.split(",")[0]), float(line.split(",")[column])) for line in lines]
+        assert [count for count, _ in rows] == ([4, 8, 12, 16] if file == "log" else [8, 16])
+        shown = [(event.step, event.value) for event in events.Scalars(f"{group}/loss")]
+        assert shown == [(count, pytest.approx(value, rel=1e-4)) for count, value in rows]
+
+
+def test_a_tracker_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.tracking.find_spec", lambda name: None if name == "wandb" else object())
+    config = replace(CONFIG, trackers=("tensorboard", "wandb"))
+    with pytest.raises(ValueError, match=r"^training: trackers must be installed \(pip install wandb\), or leave "):
+        Run(tmp_path, config, Accelerator(cpu=True), LineTask())
