@@ -1,8 +1,10 @@
 """The house's one direction: nodes -> text2layer_core <- train, and what the core may import when it is loaded."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,15 @@ def test_help_does_not_wait_for_torch() -> None:
     """In a fresh process, since this one has torch already."""
     code = "import sys, text2layer_core.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_warnings_of_every_package_of_ours_are_errors() -> None:
+    """Also of the pack under its name in tests/nodes; of a library only whole names count, so none is caught."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    (rule,) = options["filterwarnings"]
+    ours = {path.parent.name for path in ROOT.glob("*/*.py") if not path.parent.name.startswith(".")}
+    assert {"text2layer_core", "train", "nodes", "scripts", "headless"} <= ours
+    missed = [name for name in (*ours, "stubbed_pack")
+              if not all(re.match(rule.removeprefix("error:::"), module) for module in (name, f"{name}.part"))]
+    assert missed == []
+    assert not re.match(rule.removeprefix("error:::"), "trainer.part")

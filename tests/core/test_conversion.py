@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
+from text2layer_core.autoencoder import AUTOENCODER_PRESETS, AutoencoderConfig, CaT2IAutoencoder
 from text2layer_core.checkpoint import CLIP_L, CheckpointError, Text2LayerModel
 from text2layer_core.conversion import from_diffusers, ldm_key, load_sd_autoencoder, to_diffusers
 
@@ -216,9 +216,11 @@ def _ldm_state(sd: AutoencoderKL) -> dict[str, Tensor]:
     }
 
 
-def test_trunk_computes_what_diffusers_does(sd: AutoencoderKL, cat2i: CaT2IAutoencoder) -> None:
+def _assert_equal_trunks(sd: AutoencoderKL, cat2i: CaT2IAutoencoder) -> None:
+    """Latents and the decoders' last common activations, with the same weights, within 1e-4."""
     load_sd_autoencoder(cat2i, sd.state_dict())
-    stack = torch.rand(2, 7, 32, 24)
+    stride = cat2i.config.downscale
+    stack = torch.rand(2, 7, 8 * stride, 6 * stride)
     latents = torch.randn(2, 4, 8, 6)
     features: dict[str, Tensor] = {}
     for name, model in (("sd", sd), ("cat2i", cat2i)):
@@ -232,6 +234,20 @@ def test_trunk_computes_what_diffusers_does(sd: AutoencoderKL, cat2i: CaT2IAutoe
     torch.testing.assert_close(actual.logvar, expected.logvar, atol=1e-4, rtol=0)
     torch.testing.assert_close(features["cat2i"], features["sd"], atol=1e-4, rtol=0)
     assert features["sd"].std() > 0.1
+
+
+def test_trunk_computes_what_diffusers_does(sd: AutoencoderKL, cat2i: CaT2IAutoencoder) -> None:
+    _assert_equal_trunks(sd, cat2i)
+
+
+@pytest.mark.slow
+def test_the_sd_preset_computes_what_diffusers_does() -> None:
+    """Stable Diffusion's own sizes: four levels, 128 to 512 wide, 32 groups."""
+    sd = _kl(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512), norm_num_groups=32,
+    )
+    _assert_equal_trunks(sd, CaT2IAutoencoder(AUTOENCODER_PRESETS["sd"]).eval())
 
 
 def test_stem_is_widened_with_zeros_and_heads_stay(sd: AutoencoderKL, cat2i: CaT2IAutoencoder) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from benchmarks import common, decode, sampling, speed, training
+from benchmarks import common, decode, layers_compose, nodes, refine, sampling, speed, training
 from benchmarks.sd_step import main
 
 ROOT = Path(__file__).parents[2]
@@ -59,12 +59,15 @@ def test_a_smaller_step_runs(arguments: list[str], capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    "measure", [sampling.main, decode.main, speed.main, training.main, lambda options: main(["unet", *options])]
+    "measure",
+    [sampling.main, decode.main, speed.main, training.main, refine.main, layers_compose.main, nodes.main,
+     lambda options: main(["unet", *options])],
 )
 def test_a_busy_machine_is_refused(
     measure: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (0.51, 0.0, 0.0))
+    monkeypatch.setattr(nodes, "_find_host", lambda _: object())
     assert measure([]) == 2
     captured = capsys.readouterr()
     assert captured.out.startswith("load 0.51, threads ")
