@@ -71,9 +71,9 @@ class AutoencoderTrainingConfig:
         run: run folder, outside the checkout.
         cached: samples drawn once to disk and seen again in new orders; 0 draws every sample afresh.
         frozen_encoder: train the decoder alone (with --init-from), so that a UNet trained on the latents still fits.
-        latent_noise: most noise that the decoder gets on top of the posterior's, in standard deviations of a sample's latents,
-            at a level for each sample between 0 and this. A UNet's latents are never exact: a decoder that has seen
-            such ones leaves less of the thing in the background. 0 is the paper's.
+        latent_noise: most noise that the decoder gets on top of the posterior's, in standard deviations of a sample's
+            latents, at a level for each sample between 0 and this. A UNet's latents are never exact: a decoder that
+            has seen such ones leaves less of the thing in the background. 0 is the paper's.
         frozen_batch_norm: the heads' BatchNorm stays in eval mode, with the running statistics it has: for small
             batches, and so that several processes compute what one does. On several GPUs it is SyncBatchNorm otherwise.
         align_latents: keeps z near a flat model's latents of the composed picture; None is the paper's.
@@ -104,15 +104,15 @@ class AutoencoderBatch:
     Attributes:
         stack: truth, (n, 7, H, W).
         noise: of the latents, (n, C, h, w).
-        noise_level: of each sample, (n, 1, 1, 1), in standard deviations of its latents; see `latent_noise`.
         adversarial: whether the adversarial terms have set in.
+        noise_level: of each sample, (n, 1, 1, 1), in standard deviations of its latents; see `latent_noise`.
         reconstructions: what the autoencoder makes of it, for the discriminator.
     """
 
     stack: Tensor
     noise: Tensor
-    noise_level: Tensor
     adversarial: bool
+    noise_level: Tensor | None = None
     reconstructions: list[Tensor] = field(default_factory=list[Tensor])
 
 
@@ -297,15 +297,16 @@ def draw_batch(
     side = source.size // config.autoencoder.downscale
     shape = (config.autoencoder.latent_channels, side, side)
     noise = sample_noise(config.training.seed, range(part.start, part.start + part.count), shape)
-    levels = np.arange(part.start, part.start + part.count) * _GOLDEN % 1 * config.latent_noise
-    noise_level = torch.from_numpy(levels.astype(np.float32)).view(-1, 1, 1, 1)
-    return AutoencoderBatch(
-        stack, noise.to(device), noise_level.to(device), part.start >= config.losses.adversarial_from)
+    batch = AutoencoderBatch(stack, noise.to(device), part.start >= config.losses.adversarial_from)
+    if config.latent_noise:
+        levels = np.arange(part.start, part.start + part.count) * _GOLDEN % 1 * config.latent_noise
+        batch.noise_level = torch.from_numpy(levels.astype(np.float32)).view(-1, 1, 1, 1).to(device)
+    return batch
 
 
 def _inexact(distribution: LatentDistribution, batch: AutoencoderBatch) -> Tensor:
     """Draws of z with the posterior's noise and the batch's on top, which sum to one Gaussian."""
-    if not batch.noise_level.any():
+    if batch.noise_level is None:
         return distribution.mean + torch.exp(0.5 * distribution.logvar) * batch.noise
     added = (batch.noise_level * distribution.mean.detach().float().std(dim=(1, 2, 3), keepdim=True)).square()
     return distribution.mean + (torch.exp(distribution.logvar) + added).sqrt() * batch.noise

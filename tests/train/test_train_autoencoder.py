@@ -153,7 +153,8 @@ def test_latent_noise_has_the_configured_levels_and_adds_to_the_posteriors(value
     assert batch.noise_level.flatten().tolist() == pytest.approx([0, 0.309017, 0.118034, 0.427051], abs=1e-5)
     seen: list[Tensor] = []
     distribution = task.autoencoder(batch.stack, lambda d: seen.append(_inexact(d, batch)) or seen[0])[0]
-    variance = torch.exp(distribution.logvar) + (batch.noise_level * distribution.mean.std(dim=(1, 2, 3), keepdim=True)) ** 2
+    spread = distribution.mean.std(dim=(1, 2, 3), keepdim=True)
+    variance = torch.exp(distribution.logvar) + (batch.noise_level * spread) ** 2
     assert torch.allclose(seen[0], distribution.mean + variance.sqrt() * batch.noise, atol=1e-6)
     assert config_of(values).latent_noise == 0
 
