@@ -204,7 +204,11 @@ class Run:
             raise ValueError(f"--resume must name a state of this config, got {path}: {reason}") from error
 
     def sheet(self) -> Path | None:
-        """Draws the task's sheet, named by the images seen; where it is, None in other processes than the main one."""
+        """Draws the task's sheet, named by the images seen.
+
+        Returns:
+            Where it is; None in other processes than the main one, and where the task draws none.
+        """
         self._pull()
         if not self.accelerator.is_main_process:
             return None
@@ -212,7 +216,7 @@ class Run:
         with self.averaged_weights():
             self.task.sheet(path, self.images, self.accelerator.device)
         self._leave_device()
-        return path
+        return path if path.is_file() else None
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

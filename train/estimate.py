@@ -130,21 +130,26 @@ class _Peak(TorchDispatchMode):
 
     def ignore(self, tensors: Sequence[Tensor]) -> None:
         """Tensors that were there before."""
-        self._seen |= {tensor.untyped_storage()._cdata for tensor in tensors}
+        self._seen |= {_key(tensor) for tensor in tensors}
 
     def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._seen:
+        key, storage = _key(tensor), tensor.untyped_storage()
+        if key in self._seen:
             return
-        self._seen.add(storage._cdata)
+        self._seen.add(key)
         size = storage.nbytes()
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, storage._cdata, size).atexit = False
+        weakref.finalize(storage, self._free, key, size).atexit = False
 
     def _free(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
+
+
+def _key(tensor: Tensor) -> int:
+    """Tells storages apart; fake ones have no address."""
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 def estimate(rehearse: Callable[[], Rehearsal], config: TrainingConfig, processes: int) -> Estimate:

@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from tests.train.sd_models import save_file_of_sd, save_folder
+from tests.train.test_train_diffusion import save_clip
 from text2layer_core.autoencoder import AUTOENCODER_PRESETS, Head
-from text2layer_core.checkpoint import CLIP_L, load_checkpoint
+from text2layer_core.checkpoint import CLIP_L, load_checkpoint, read_header
 from text2layer_core.schedule import ScheduleConfig
 from text2layer_core.unet import UNET_PRESETS, build_unet
+from train import train_autoencoder, train_diffusion
 from train.init_from_sd import autoencoder_from_sd, cat2i_from_sd, main, start_head_as
 from train.sd_weights import read_sd
 
@@ -159,6 +163,41 @@ def test_numbers_out_of_range(
 
 
 @pytest.mark.slow
+def test_both_trainers_go_on_from_it(tmp_path: Path, sprite_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SD -> checkpoint -> aligned autoencoder -> UNet, two steps each, with SD's latent scale."""
+    monkeypatch.setattr(train_diffusion, "_TOKENIZER_CAPTIONS", 100)
+    save_folder(tmp_path / "sd")
+    start = str(tmp_path / "sd.safetensors")
+    assert main(["--sd", str(tmp_path / "sd"), "--out", start]) == 0
+    data = {"source": "icons", "size": 32, "icons": {"cache": str(sprite_file)}}
+    training = {"images": 8, "batch_size": 4, "learning_rate": 0.0001, "gradient_checkpointing": True}
+    files = {
+        "autoencoder": {
+            "data": data, "training": training, "run": str(tmp_path / "autoencoder"),
+            "autoencoder": {"block_out_channels": [32, 64]}, "frozen_batch_norm": True,
+            "losses": {"perceptual": "gradient", "adversarial": 0.0},
+            "align_latents": {"weight": 1.0, "autoencoder": str(tmp_path / "sd")},
+        },
+        "diffusion": {
+            "data": data, "training": training, "run": str(tmp_path / "diffusion"),
+            "autoencoder": str(tmp_path / "autoencoder" / "model.safetensors"),
+            "text": {"clip": str(save_clip(tmp_path / "clip"))},
+            "unet": {"in_channels": 4, "block_out_channels": [32, 64], "layers_per_block": 1,
+                     "attention_levels": [True, False], "num_heads": 8, "cross_attention_dim": 32},
+        },
+    }
+    for name, trainer in (("autoencoder", train_autoencoder), ("diffusion", train_diffusion)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(files[name]))
+        AcceleratorState._reset_state(True)
+        assert trainer.main(["--config", str(tmp_path / f"{name}.yaml"), "--init-from", start]) == 0
+    AcceleratorState._reset_state(True)
+    model = load_checkpoint(tmp_path / "diffusion" / "model.safetensors")
+    assert model.schedule.latent_scale == pytest.approx(0.18215)
+    assert model.card["images"] == 8
+    assert [path.name for path in (tmp_path / "diffusion" / "states").iterdir()] == ["0000000008.pt"]
+
+
+@pytest.mark.slow
 def test_sd_v1_at_its_size(tmp_path: Path) -> None:
     """Random half-precision weights of SD v1's shapes; the process stays under 8 GB, the sizes are the presets'."""
     folder = tmp_path / "sd"
@@ -182,8 +221,6 @@ def test_sd_v1_at_its_size(tmp_path: Path) -> None:
     assert int(peak) * 1024 < 8e9, f"{int(peak) / 2**20:.2f} GiB"
     print(*report, f"peak {int(peak) / 2**20:.2f} GiB", sep="\n")
     assert "unet: copied 686 tensors, 859.521 M values" in report
-    from text2layer_core.checkpoint import read_header
-
     header = read_header(out)
     assert header.unet == UNET_PRESETS["sd"]
     assert header.autoencoder == AUTOENCODER_PRESETS["sd"]
