@@ -85,8 +85,8 @@ class ShardSource:
         self.size, self._seed = size, seed
         self._entries = [entry for path in paths for entry in _index(path)]
         if not self._entries:
-            raise ValueError(f"shards must hold samples with {', '.join(_PARTS)} and "
-                             f"{' or '.join(_COLOURS)}, found none in {pattern!r}")
+            raise ValueError(f"shards must hold samples with {' or '.join(_COLOURS)}, {', '.join(_PARTS)}, "
+                             f"found none in {pattern!r}")
 
     def batch(self, start: int, count: int, device: torch.device | str = "cpu") -> LayeredBatch:
         """Samples start, ..., start + count - 1 of the endless reordering."""

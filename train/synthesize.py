@@ -20,6 +20,7 @@ from train.synthesis.engine import Clock, samples, started
 from train.synthesis.inpainting import check_inpainter
 from train.synthesis.inputs import list_shards
 from train.synthesis.manifest import Output, locked
+from train.synthesis.report import write_report
 from train.synthesis.saliency import check_saliency
 from train.synthesis.writer import ShardWriter
 
@@ -51,6 +52,7 @@ def synthesize(config: SynthesisConfig, clock: Clock | None = None) -> dict[str,
                 _run(config, output, todo, clock or Clock())
         finally:
             manifest = output.write_manifest(len(shards))
+        write_report(output, manifest, config.sheet)
     return manifest
 
 

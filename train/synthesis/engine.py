@@ -68,13 +68,29 @@ def started(config: EngineConfig) -> Iterator[None]:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         options |= {"num_cpus": config.num_cpus or os.cpu_count(), "object_store_memory": config.object_store_mb << 20}
     try:
-        ray.init(**options)
+        with _silent():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(f"engine: Ray must start, got {one_line(error)}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what Ray's C++ writes to stderr past Python, such as the log level that it was told to have."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def samples(config: SynthesisConfig, shards: Sequence[InputShard]) -> Iterator[Sample]:
@@ -108,7 +124,7 @@ def _dataset(config: SynthesisConfig, shards: Sequence[InputShard]) -> Any:  # n
     options: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     given = {"fn_kwargs": {"config": config}}
     dataset = ray.data.from_items([{"shard": shard.to_json()} for shard in shards], override_num_blocks=len(shards))
-    dataset = dataset.map_batches(_planned, **options, **given).repartition(target_num_rows_per_block=rows)
+    dataset = dataset.map_batches(_planned, **options, **given).repartition(target_num_rows_per_block=rows, strict=True)
     dataset = dataset.map_batches(decode, **options, **given)
     dataset = _pool(dataset, FindMask, config, pools.saliency)
     dataset = dataset.map_batches(cut, **options, **given)

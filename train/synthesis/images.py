@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     from train.synthesis.config import PictureConfig
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that runs another program, as EPS does
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that runs another program, as EPS does
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _ORIENTATION = 0x0112
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError)  # Pillow's, tried
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError)  # what Pillow raises
 
 
 class Refused(Exception):
@@ -81,10 +82,17 @@ def decode_picture(data: bytes, config: PictureConfig) -> Picture:
     return Picture(_fitted(image, config), width, height, file_format, converted)
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow was built with; it loads most of its readers on demand."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def _open(data: bytes, config: PictureConfig) -> Image.Image:
     """The header alone is read here."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.DecompressionBombError as error:
         raise Refused("too_large") from error
     except (UnidentifiedImageError, *_BROKEN) as error:

@@ -24,8 +24,12 @@ _PACKAGES = ("torch", "ray", "webdataset", "pillow", "numpy", "opencv-python-hea
 _COUNTS = ("refused", "converted", "dropped")
 
 
-def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_durably(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """Writes a file that is there whole or not at all, also after a power cut.
+
+    Args:
+        path: of the file.
+        content: its bytes, or what writes them.
 
     Raises:
         OSError: it cannot be written; nothing is left of it.
@@ -33,7 +37,10 @@ def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            write(file)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -91,8 +98,7 @@ class Output:
 
     def finish(self, entry: dict[str, Any]) -> None:
         """Notes that a shard is done; its tar is in place by now."""
-        data = json.dumps(entry).encode()
-        write_durably(self._entries / f"{entry['shard']:06d}.json", lambda file: _write(file, data))
+        write_durably(self._entries / f"{entry['shard']:06d}.json", json.dumps(entry).encode())
         self.done[entry["shard"]] = entry
 
     def write_manifest(self, shards: int) -> dict[str, Any]:
@@ -108,8 +114,7 @@ class Output:
                        for entry in entries],
             "config": self._config, "versions": versions(),
         }
-        data = json.dumps(manifest, indent=1).encode()
-        write_durably(self.folder / "manifest.json", lambda file: _write(file, data))
+        write_durably(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
         return manifest
 
     def statistics(self) -> dict[str, Statistics]:
@@ -123,8 +128,7 @@ class Output:
     def _check_config(self) -> None:
         path = self.folder / "config.json"
         if not path.is_file():
-            data = json.dumps(self._config, indent=1).encode()
-            write_durably(path, lambda file: _write(file, data))
+            write_durably(path, json.dumps(self._config, indent=1).encode())
             return
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = sorted(_differing(before, self._config, ""))
@@ -185,10 +189,6 @@ def _lock(file: BinaryIO) -> None:
     import fcntl
 
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
 
 
 def _differing(first: Any, second: Any, where: str) -> Iterator[str]:  # noqa: ANN401 - any JSON
