@@ -135,6 +135,9 @@ def tar_members(path: Path) -> Iterator[tuple[str, str, Piece]]:
             stem, _, part = name.name.partition(".")
             if member.isfile():
                 yield f"{name.parent}/{stem}", part, Piece(str(path), member.offset_data, member.size)
+        rest = Piece(str(path), tar.offset, tarfile.BLOCKSIZE).read()
+        if rest.strip(b"\0"):  # tarfile takes a torn header for the end
+            raise tarfile.ReadError("unexpected end of data")
 
 
 def folder_members(folder: Path) -> Iterator[tuple[str, str, Piece]]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.synthesis.errors import one_line
 from train.synthesis.inputs import InputShard, plan
 from train.synthesis.rows import Sample, from_table, to_table
 from train.synthesis.stages import FillHole, FindMask, cut, decode, encode
-from train.synthesis.tensors import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

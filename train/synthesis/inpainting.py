@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.synthesis.tensors import one_line, to_bytes, to_pil, to_tensor
+from train.synthesis.errors import model_errors, one_line
+from train.synthesis.tensors import to_bytes, to_pil, to_tensor
 
 if TYPE_CHECKING:
     from train.synthesis.config import InpainterConfig
@@ -78,7 +79,7 @@ class _Diffusers:
         path = Path(config.path or "").expanduser()
         try:
             pipeline = AutoPipelineForInpainting.from_pretrained(
-                path, local_files_only=True, torch_dtype=getattr(torch, config.dtype))
+                path, local_files_only=True, dtype=getattr(torch, config.dtype))
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"inpainting: {path} must be an inpainting pipeline that diffusers knows, "
                              f"got {one_line(error)}") from error
@@ -90,7 +91,7 @@ class _Diffusers:
         """The noise depends on the seed and the picture alone, not on what was filled before it."""
         config = self._config
         small, small_hole = _sized(image[None], hole[None], config.size)
-        generator = torch.Generator("cpu").manual_seed((config.seed << 32) + zlib.crc32(to_bytes(image).tobytes()))
+        generator = torch.Generator("cpu").manual_seed(zlib.crc32(to_bytes(image).tobytes(), config.seed))
         found = self._pipeline(
             prompt="", image=to_pil(small[0]), mask_image=to_pil(small_hole[0].expand(3, -1, -1)),
             width=small.shape[3], height=small.shape[2], num_inference_steps=config.steps,
@@ -108,7 +109,7 @@ class _Lama:
         path = Path(config.path or "").expanduser()
         try:
             self._session: Any = InferenceSession(str(path), providers=[*cuda, "CPUExecutionProvider"])
-        except RuntimeError as error:  # what every error of onnxruntime is
+        except model_errors() as error:
             raise ValueError(f"inpainting: {path} must be an ONNX model, got {one_line(error)}") from error
         inputs = self._session.get_inputs()
         if len(inputs) != 2 or sorted(entry.shape[1] for entry in inputs) != [1, 3]:

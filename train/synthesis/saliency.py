@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.synthesis.tensors import one_line, to_bytes, to_pil
+from train.synthesis.errors import model_errors, one_line
+from train.synthesis.tensors import to_bytes, to_pil
 
 if TYPE_CHECKING:
     from train.synthesis.config import SaliencyConfig
@@ -101,7 +102,7 @@ class _Rembg:
         cuda = ["CUDAExecutionProvider"] if config.device.startswith("cuda") else []
         try:
             self._session = Local(config.model, SessionOptions(), providers=[*cuda, "CPUExecutionProvider"])
-        except RuntimeError as error:  # what every error of onnxruntime is
+        except model_errors() as error:
             raise ValueError(f"saliency: {path} must be an ONNX model, got {one_line(error)}") from error
 
     def __call__(self, image: Tensor) -> Tensor:

@@ -18,13 +18,14 @@ from text2layer_core.decompose import paste_back
 from text2layer_core.foreground import estimate_foreground
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.report import layer_thumbnails
+from train.synthesis.errors import model_errors, one_line
 from train.synthesis.images import Refused, decode_picture
 from train.synthesis.inpainting import open_inpainter
 from train.synthesis.inputs import read, read_caption, read_origin
 from train.synthesis.layers import inpaint_crop, mask_figures, mask_verdict
 from train.synthesis.rows import Sample, from_table, to_table
 from train.synthesis.saliency import open_saliency
-from train.synthesis.tensors import one_line, to_bytes, to_tensor
+from train.synthesis.tensors import to_bytes, to_tensor
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,11 +148,9 @@ class _Guard:
         self._in_a_row = 0
 
     def run(self, sample: Sample, work: Callable[[], np.ndarray]) -> np.ndarray | None:
-        import cv2
-
         try:
             found = work()
-        except (RuntimeError, ValueError, ArithmeticError, cv2.error) as error:
+        except model_errors() as error:
             self._in_a_row += 1
             if self._in_a_row >= _MOST_FAILURES:
                 raise RuntimeError(f"{self._stage} failed on {self._in_a_row} pictures in a row, "

@@ -23,8 +23,3 @@ def to_bytes(picture: Tensor) -> np.ndarray:
 def to_pil(picture: Tensor) -> Image.Image:
     """(3, H, W) or (1, H, W) in [0, 1] -> RGB or grey."""
     return Image.fromarray(to_bytes(picture))
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text on one line, cut where it is long."""
-    return " ".join(str(error).split())[:300]
