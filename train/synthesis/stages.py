@@ -169,7 +169,10 @@ def _read(sample: Sample, config: SynthesisConfig) -> Sample:
         sample.parts["image"] = picture.pixels
         for part in ("mask", "background", "foreground"):
             if part in sample.pieces:
-                sample.parts[part] = _read_layer(sample, part, config)
+                layer = decode_picture(read(sample, part), config.picture)
+                if (layer.width, layer.height) != (picture.width, picture.height):
+                    raise Refused("sizes_differ")
+                sample.parts[part] = np.ascontiguousarray(layer.pixels[..., 0]) if part == "mask" else layer.pixels
         sample.caption = read_caption(sample)
     except Refused as error:
         sample.refused = error.cause
@@ -179,14 +182,6 @@ def _read(sample: Sample, config: SynthesisConfig) -> Sample:
     sample.facts = {"source": {"name": sample.name, "width": picture.width, "height": picture.height,
                                "format": picture.format, "record": read_origin(sample)}}
     return sample
-
-
-def _read_layer(sample: Sample, part: str, config: SynthesisConfig) -> np.ndarray:
-    """A layer that is there already, scaled as the picture is."""
-    pixels = decode_picture(read(sample, part), config.picture).pixels
-    if pixels.shape != sample.array("image").shape:
-        raise Refused("sizes_differ")
-    return np.ascontiguousarray(pixels[..., 0]) if part == "mask" else pixels
 
 
 def _encoded(sample: Sample, config: SynthesisConfig) -> Sample:
