@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,7 +53,7 @@ class Memory:
 
 
 @contextmanager
-def measured_memory(interval: float = 1.0) -> Iterator[Memory]:
+def measured_memory(interval: float = 1.0) -> Generator[Memory]:
     """Samples memory on a thread of its own."""
     memory, stop, began = Memory(), threading.Event(), time.monotonic()
 
@@ -146,7 +146,8 @@ def measure_long(images: int) -> int:
                 whole = timed(config)
     rows = [(f"memory, quarter {quarter}", f"{memory.between((quarter - 1) / 4, quarter / 4):.0f} MB")
             for quarter in (1, 2, 3, 4)]
-    print_table([*rows, ("time", f"{whole:.0f} s; of half as many {half:.0f} s"), ("rate", f"{images / whole:.0f} images/s")])
+    rows += [("time", f"{whole:.0f} s; of half as many {half:.0f} s"), ("rate", f"{images / whole:.0f} images/s")]
+    print_table(rows)
     status = report({"memory": memory.between(0.75, 1) / memory.between(0.25, 0.5)}, FLAT)
     return max(status, report({"time": whole / (2 * half)}, LINEAR))
 

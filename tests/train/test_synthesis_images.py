@@ -163,7 +163,7 @@ def test_exif_rotation_swaps_the_sides() -> None:
 
 
 def test_a_colour_profile_is_converted_to_srgb() -> None:
-    """sRGB's own profile changes nothing; a broken one is passed over."""
+    """SRGB's own profile changes nothing; a broken one is passed over."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for icc in (profile, b"no profile"):
         found = decode(encoded(plain(), icc_profile=icc))

@@ -145,5 +145,5 @@ def test_says_what_is_missing(tmp_path: Path) -> None:
     put(tmp_path / "c.csv", "path,text\n")
     with pytest.raises(ValueError, match=r"input: c.csv must have a column caption, has path, text"):
         list_shards(InputConfig(**config))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="captions .a CSV. must go with kind folder, got kind shards"):
+    with pytest.raises(ValueError, match=r"captions .a CSV. must go with kind folder, got kind shards"):
         InputConfig(kind="shards", path="x", captions="c.csv")

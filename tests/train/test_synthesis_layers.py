@@ -16,8 +16,8 @@ def disc(size: int = 64, radius: float = 10, centre: tuple[float, float] = (32, 
 
 
 @pytest.mark.parametrize(("value", "share", "verdict"), [
-    (0, 1.0, "mask_empty"), (25, 1.0, "mask_empty"), (255, 0.0, "mask_empty"), (26, 1.0, ""), (255, 0.005, "mask_small"),
-    (255, 0.25, ""), (255, 0.95, "mask_full"),
+    (0, 1.0, "mask_empty"), (25, 1.0, "mask_empty"), (255, 0.0, "mask_empty"), (26, 1.0, ""),
+    (255, 0.005, "mask_small"), (255, 0.25, ""), (255, 0.95, "mask_full"),
 ])
 def test_verdicts(value: int, share: float, verdict: str) -> None:
     """0.1 of 255 is 25.5; the limits are 0.01 and 0.9 of the picture."""

@@ -31,7 +31,7 @@ def test_grabcut_finds_a_disc_in_the_middle() -> None:
     found = open_saliency(SaliencyConfig())(image)
     assert found.shape == mask.shape
     assert found.dtype == torch.float32
-    assert 0 <= found.min()
+    assert found.min() >= 0
     assert found.max() <= 1
     overlap = ((found > 0.5) & (mask > 0.5)).sum() / ((found > 0.5) | (mask > 0.5)).sum()
     assert overlap > 0.95
@@ -132,7 +132,7 @@ def test_a_diffusers_pipeline(pipeline: Path) -> None:
     inpainter = open_inpainter(config)
     filled = inpainter(image, mask)
     assert filled.shape == image.shape
-    assert 0 <= filled.min()
+    assert filled.min() >= 0
     assert filled.max() <= 1
     inpainter(image.flip(2), mask)
     assert torch.equal(inpainter(image, mask), filled), "noise belongs to the picture, not to the order"
@@ -189,7 +189,8 @@ def test_rembg_reads_a_local_onnx_file(tmp_path: Path) -> None:
     entry = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 320, 320])
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 1, 320, 320])
     weights = helper.make_tensor("w", TensorProto.FLOAT, [1, 3, 1, 1], [1.0, 0.0, 0.0])
-    graph = helper.make_graph([helper.make_node("Conv", ["input", "w"], ["output"])], "red", [entry], [output], [weights])
+    node = helper.make_node("Conv", ["input", "w"], ["output"])
+    graph = helper.make_graph([node], "red", [entry], [output], [weights])
     (tmp_path / "models" / "u2net").mkdir(parents=True)
     file = tmp_path / "models" / "u2net" / "u2net.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), file)

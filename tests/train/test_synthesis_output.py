@@ -144,7 +144,7 @@ def test_what_was_unfinished_is_deleted_and_what_is_finished_stays(
 def test_another_config_or_another_input_is_refused(config: SynthesisConfig, shards: list[InputShard]) -> None:
     write_all(config, shards, [0, 1, 2, 3])
     other = SynthesisConfig(output=config.output, input=config.input, sheet=3)
-    with pytest.raises(ValueError, match="output: .* holds a run with another sheet; take another folder"):
+    with pytest.raises(ValueError, match=r"output: .* holds a run with another sheet; take another folder"):
         Output(Path(config.output), other, shards)
     (Path(config.input.path) / "00.png").write_bytes(b"x")
     with pytest.raises(ValueError, match="input: shard 0 must hold the files that it held when the run began"):
@@ -158,7 +158,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
                           stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="output: .* must not be in use by another run"), locked(tmp_path):
+        with pytest.raises(ValueError, match=r"output: .* must not be in use by another run"), locked(tmp_path):
             pass
         other.kill()
         other.wait()

@@ -138,7 +138,9 @@ def test_classifiers_score_and_drop(config: SynthesisConfig, filters: dict[str, 
         stages.FindMask(replace(config, filters=FiltersConfig(mask="inpainting")))
 
 
-def test_layered_samples_are_taken_as_they_are(config: SynthesisConfig, filters: dict[str, Filter], tmp_path: Path) -> None:
+def test_layered_samples_are_taken_as_they_are(
+    config: SynthesisConfig, filters: dict[str, Filter], tmp_path: Path
+) -> None:
     folder = tmp_path / "layered"
     folder.mkdir()
     rng = np.random.default_rng(3)
@@ -179,11 +181,12 @@ def test_a_model_that_fails_once_drops_a_picture_and_one_that_always_fails_stops
     monkeypatch.setattr(stages, "open_saliency", lambda config: Failing(1))
     samples = run(config)
     assert [s.dropped for s in samples[:3]] == ["saliency_failed", "", ""]
-    assert [s.facts.get("area") for s in samples[:3]] == [None, pytest.approx(0.5, abs=0.01), pytest.approx(0.5, abs=0.01)]
+    half = pytest.approx(0.5, abs=0.01)
+    assert [s.facts.get("area") for s in samples[:3]] == [None, half, half]
     monkeypatch.setattr(stages, "open_saliency", lambda config: Failing(99))
     worker = stages.FindMask(config)
     table = stages.decode(to_table(plan(list_shards(config.input)[0], config.input)[:1] * 20), config)
-    with pytest.raises(RuntimeError, match="saliency failed on 16 pictures in a row, .*: out of memory"):
+    with pytest.raises(RuntimeError, match=r"saliency failed on 16 pictures in a row, .*: out of memory"):
         worker(table)
 
 

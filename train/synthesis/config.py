@@ -66,8 +66,8 @@ class PictureConfig:
         _at_least("size", self.size, 16)
         _at_least("least_side", self.least_side, 1)
         if not 0 < self.most_megapixels <= PILLOW_MEGAPIXELS:
-            raise ValueError(f"most_megapixels must lie above 0 and be at most {PILLOW_MEGAPIXELS}, Pillow's own limit, "
-                             f"got {self.most_megapixels}")
+            raise ValueError(f"most_megapixels must lie above 0 and be at most {PILLOW_MEGAPIXELS}, "
+                             f"Pillow's own limit, got {self.most_megapixels}")
 
 
 @dataclass(frozen=True, kw_only=True)

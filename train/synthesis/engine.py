@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from train.synthesis.errors import one_line
 from train.synthesis.inputs import InputShard, plan
-from train.synthesis.rows import Sample, from_table, to_table
+from train.synthesis.rows import Sample, Table, from_table, to_table
 from train.synthesis.stages import FillHole, FindMask, cut, decode, encode
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from train.synthesis.config import EngineConfig, PoolConfig, SynthesisConfig
 
 _ROOT = Path(__file__).resolve().parents[2]
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
-          "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+          "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Clock:
 
 
 @contextmanager
-def started(config: EngineConfig) -> Iterator[None]:
+def started(config: EngineConfig) -> Generator[None]:
     """Ray for the time of a run: on this machine, or a cluster's; one that is there already stays.
 
     Raises:
@@ -79,7 +77,7 @@ def started(config: EngineConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silent() -> Generator[None]:
     """Without what Ray's C++ writes to stderr past Python, such as the log level that it was told to have."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -103,7 +101,6 @@ def samples(config: SynthesisConfig, shards: Sequence[InputShard]) -> Iterator[S
     Raises:
         RuntimeError: a worker failed; the message is that of its error.
     """
-    import ray
     from ray.exceptions import RayError
 
     _hush()
@@ -122,8 +119,9 @@ def _dataset(config: SynthesisConfig, shards: Sequence[InputShard]) -> Any:  # n
     pools = config.engine
     rows = min(pools.saliency.batch_size, pools.inpainting.batch_size)
     options: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
-    given = {"fn_kwargs": {"config": config}}
-    dataset = ray.data.from_items([{"shard": shard.to_json()} for shard in shards], override_num_blocks=len(shards))
+    given: dict[str, Any] = {"fn_kwargs": {"config": config}}
+    texts = [{"shard": shard.to_json()} for shard in shards]
+    dataset: Any = ray.data.from_items(texts, override_num_blocks=len(texts))
     dataset = dataset.map_batches(_planned, **options, **given).repartition(target_num_rows_per_block=rows, strict=True)
     dataset = dataset.map_batches(decode, **options, **given)
     dataset = _pool(dataset, FindMask, config, pools.saliency)
@@ -132,7 +130,7 @@ def _dataset(config: SynthesisConfig, shards: Sequence[InputShard]) -> Any:  # n
     return dataset.map_batches(encode, **options, **given)
 
 
-def _planned(table: pa.Table, config: SynthesisConfig) -> pa.Table:
+def _planned(table: Table, config: SynthesisConfig) -> Table:
     shards = [InputShard.from_json(text.as_py()) for text in table.column("shard")]
     return to_table([sample for shard in shards for sample in plan(shard, config.input)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 
 def model_errors() -> tuple[type[BaseException], ...]:
@@ -14,8 +15,7 @@ def model_errors() -> tuple[type[BaseException], ...]:
     if "cv2" in sys.modules:
         found.append(sys.modules["cv2"].error)
     if "onnxruntime" in sys.modules:
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
-
+        state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
         kinds = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
         found.extend(kinds)
     return tuple(found)

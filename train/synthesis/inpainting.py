@@ -74,7 +74,7 @@ class _Diffusers:
     """Any pipeline of AutoPipelineForInpainting: SD, SDXL, Flux Fill; the prompt is empty, as in the paper."""
 
     def __init__(self, config: InpainterConfig) -> None:
-        from diffusers import AutoPipelineForInpainting
+        from diffusers.pipelines.auto_pipeline import AutoPipelineForInpainting
 
         path = Path(config.path or "").expanduser()
         try:

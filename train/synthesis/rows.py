@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from train.shards import Piece
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+Table: TypeAlias = Any  # pyarrow.Table, which has no types
 
 PARTS = ("image", "mask", "hole", "blend", "background", "foreground", "thumbnail")
 
@@ -76,18 +75,18 @@ class Sample:
 _FIELDS = tuple(item.name for item in fields(Sample) if item.name != "parts")
 
 
-def to_table(samples: Sequence[Sample]) -> pa.Table:
+def to_table(samples: Sequence[Sample]) -> Table:
     """A table of one row a sample: a JSON text, and a binary column for each part."""
     import pyarrow as pa
 
-    columns: dict[str, pa.Array] = {"sample": pa.array([_described(sample) for sample in samples], pa.large_string())}
+    columns: dict[str, Any] = {"sample": pa.array([_described(sample) for sample in samples], pa.large_string())}
     for part in PARTS:
         values = [_bytes(sample.parts.get(part)) for sample in samples]
         columns[part] = pa.array(values, pa.large_binary())
     return pa.table(columns)
 
 
-def from_table(table: pa.Table) -> list[Sample]:
+def from_table(table: Table) -> list[Sample]:
     """The samples of a table; arrays are views of its memory, not to be written to."""
     columns = {part: table.column(part) for part in PARTS}
     samples: list[Sample] = []

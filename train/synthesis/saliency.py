@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -56,7 +57,8 @@ def check_saliency(config: SaliencyConfig) -> None:
     if config.backend == "transformers":
         folder = Path(config.path or "").expanduser()
         if not (folder / "config.json").is_file():
-            raise ValueError(f"saliency: path must be a folder of a transformers model, found no config.json in {folder}")
+            raise ValueError("saliency: path must be a folder of a transformers model, "
+                             f"found no config.json in {folder}")
 
 
 class _GrabCut:
@@ -81,7 +83,7 @@ class _GrabCut:
         labels[:rows], labels[-rows:], labels[:, :columns], labels[:, -columns:] = (cv2.GC_BGD,) * 4
         cv2.setRNGSeed(0)
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(pixels, labels, None, *models, self._iterations, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(pixels, labels, (0, 0, 0, 0), *models, self._iterations, cv2.GC_INIT_WITH_MASK)
         cut = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
         return torch.from_numpy(cv2.GaussianBlur(cut, (0, 0), _SOFTEN)).clamp(0, 1)[None]
 
@@ -90,8 +92,7 @@ class _Rembg:
     """One of rembg's ONNX models with its own pre- and postprocessing, from a local file."""
 
     def __init__(self, config: SaliencyConfig) -> None:
-        from onnxruntime import SessionOptions
-
+        runtime: Any = import_module("onnxruntime")
         path = _rembg_file(config)
 
         class Local(_rembg_session(config.model)):
@@ -101,7 +102,7 @@ class _Rembg:
 
         cuda = ["CUDAExecutionProvider"] if config.device.startswith("cuda") else []
         try:
-            self._session = Local(config.model, SessionOptions(), providers=[*cuda, "CPUExecutionProvider"])
+            self._session = Local(config.model, runtime.SessionOptions(), providers=[*cuda, "CPUExecutionProvider"])
         except model_errors() as error:
             raise ValueError(f"saliency: {path} must be an ONNX model, got {one_line(error)}") from error
 

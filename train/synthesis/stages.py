@@ -23,26 +23,24 @@ from train.synthesis.images import Refused, decode_picture
 from train.synthesis.inpainting import open_inpainter
 from train.synthesis.inputs import read, read_caption, read_origin
 from train.synthesis.layers import inpaint_crop, mask_figures, mask_verdict
-from train.synthesis.rows import Sample, from_table, to_table
+from train.synthesis.rows import Sample, Table, from_table, to_table
 from train.synthesis.saliency import open_saliency
 from train.synthesis.tensors import to_bytes, to_tensor
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from train.synthesis.config import FiltersConfig, SynthesisConfig
 
 THUMBNAIL = 112  # pixels of the longer side in the report
 _MOST_FAILURES = 16  # of a model, one after the other: then it is not the pictures' fault
 
 
-def decode(table: pa.Table, config: SynthesisConfig) -> pa.Table:
+def decode(table: Table, config: SynthesisConfig) -> Table:
     """Reads pictures and captions; samples that cannot be read get a cause."""
     torch.set_num_threads(1)
     return to_table([_read(sample, config) for sample in from_table(table)])
 
 
-def cut(table: pa.Table, config: SynthesisConfig) -> pa.Table:
+def cut(table: Table, config: SynthesisConfig) -> Table:
     """The hole and the window, on the CPU, so that the inpainting worker has nothing else to do."""
     torch.set_num_threads(1)
     samples = from_table(table)
@@ -56,7 +54,7 @@ def cut(table: pa.Table, config: SynthesisConfig) -> pa.Table:
     return to_table(samples)
 
 
-def encode(table: pa.Table, config: SynthesisConfig) -> pa.Table:
+def encode(table: Table, config: SynthesisConfig) -> Table:
     """PNGs of what is kept, and small pictures for the report; of dropped samples the small picture alone."""
     torch.set_num_threads(1)
     return to_table([_encoded(sample, config) for sample in from_table(table)])
@@ -71,7 +69,7 @@ class FindMask:
         self._filter = _open_filter(config.filters.mask, config.filters, "mask")
         self._guard = _Guard("saliency")
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, table: Table) -> Table:
         """A table with masks."""
         samples = from_table(table)
         for sample in samples:
@@ -106,7 +104,7 @@ class FillHole:
         self._clip = _open_clip(config.filters)
         self._guard = _Guard("inpainting")
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, table: Table) -> Table:
         """A table with backgrounds."""
         samples = from_table(table)
         for sample in samples:
@@ -225,8 +223,10 @@ def _open_clip(config: FiltersConfig) -> tuple[Any, Any] | None:
     from transformers import CLIPModel, CLIPProcessor
 
     folder = Path(config.clip).expanduser()
-    model = CLIPModel.from_pretrained(folder, local_files_only=True).to(config.device).eval()
-    return model, CLIPProcessor.from_pretrained(folder, local_files_only=True)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"filters: clip must be a folder with a CLIP model, found no config.json in {folder}")
+    model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+    return model.to(config.device).eval(), CLIPProcessor.from_pretrained(folder, local_files_only=True)
 
 
 def _thumbnail(parts: dict[str, np.ndarray]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -133,9 +134,9 @@ def _spool(path: Path, sample: Sample) -> dict[str, tuple[int, int]]:
 
 def _write_tar(file: BinaryIO, shard: _OpenShard) -> None:
     """In the input's order, without times and owners: the same samples give the same bytes."""
-    from webdataset import TarWriter
-
-    with shard.spool.open("rb") as spool, TarWriter(file, user=_OWNER, group=_OWNER, mtime=0, encoder=False) as tar:
+    webdataset: Any = import_module("webdataset")
+    with shard.spool.open("rb") as spool, webdataset.TarWriter(
+            file, user=_OWNER, group=_OWNER, mtime=0, encoder=False) as tar:
         for index in sorted(shard.kept):
             kept = shard.kept[index]
             members: dict[str, Any] = {"__key__": kept.key}
