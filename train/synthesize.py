@@ -22,6 +22,7 @@ from train.synthesis.inputs import list_shards
 from train.synthesis.manifest import Output, locked
 from train.synthesis.report import write_report
 from train.synthesis.saliency import check_saliency
+from train.synthesis.stages import check_filters
 from train.synthesis.writer import ShardWriter
 
 
@@ -42,6 +43,7 @@ def synthesize(config: SynthesisConfig, clock: Clock | None = None) -> dict[str,
     """
     check_saliency(config.saliency)
     check_inpainter(config.inpainting)
+    check_filters(config.filters)
     shards = list_shards(config.input)
     folder = expand(config.output)
     with locked(folder):

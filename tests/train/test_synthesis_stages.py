@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.core.clip import tiny_clip
+from text2layer_core.distribution import clip_score
 from text2layer_core.foreground import estimate_foreground
 from train.synthesis import stages
 from train.synthesis.config import (
@@ -28,6 +30,7 @@ from train.synthesis.config import (
 )
 from train.synthesis.inputs import list_shards, plan
 from train.synthesis.rows import Sample, from_table, to_table
+from train.synthesis.tensors import to_tensor
 
 SIZE = 64
 
@@ -136,6 +139,31 @@ def test_classifiers_score_and_drop(config: SynthesisConfig, filters: dict[str, 
     assert run(replace(config, filters=strict))[0].dropped == "inpainting_score"
     with pytest.raises(ValueError, match="filters: mask must be a classifier of kind mask, got one of kind inpainting"):
         stages.FindMask(replace(config, filters=FiltersConfig(mask="inpainting")))
+
+
+def test_classifiers_of_the_real_class(config: SynthesisConfig, tmp_path: Path) -> None:
+    """Random weights: the score in the sample is that of the classifier called by hand."""
+    quality = pytest.importorskip("text2layer_core.quality")
+    torch.manual_seed(0)
+    for kind in ("mask", "inpainting"):
+        model = quality.QualityFilter(kind, quality.QualityConfig(image_size=32, width=0.1, depth=0.1), threshold=0.0)
+        quality.save_quality_filter(tmp_path / f"{kind}.safetensors", model)
+    paths = {kind: str(tmp_path / f"{kind}.safetensors") for kind in ("mask", "inpainting")}
+    sample = run(replace(config, filters=FiltersConfig(**paths)))[0]
+    image, mask, background = (to_tensor(pixels(sample, part)) for part in ("image", "mask", "background"))
+    for kind, picture in (("mask", torch.cat([image, mask])), ("inpainting", background)):
+        expected = quality.load_quality_filter(paths[kind]).scores(picture[None])[0]
+        assert sample.facts[f"{kind}_score"] == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_clips_score(config: SynthesisConfig, tmp_path: Path) -> None:
+    """A small CLIP from its folder, against itself called by hand."""
+    model, processor = tiny_clip()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "clip")
+    sample = run(replace(config, filters=FiltersConfig(clip=str(tmp_path / "clip"))))[0]
+    expected = clip_score(model.eval(), processor, [to_tensor(scene(0))], ["thing 0"])
+    assert sample.facts["clip_score"] == pytest.approx(float(expected[0]), abs=1e-4)
 
 
 def test_layered_samples_are_taken_as_they_are(

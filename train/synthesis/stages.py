@@ -34,6 +34,15 @@ THUMBNAIL = 112  # pixels of the longer side in the report
 _MOST_FAILURES = 16  # of a model, one after the other: then it is not the pictures' fault
 
 
+def check_filters(config: FiltersConfig) -> None:
+    """Raises ValueError where a classifier or CLIP is not there; loads nothing."""
+    for kind, path in (("mask", config.mask), ("inpainting", config.inpainting)):
+        if path is not None and not Path(path).expanduser().is_file():
+            raise ValueError(f"filters: {kind} must be a classifier's safetensors file, found none at {path}")
+    if config.clip is not None and not (Path(config.clip).expanduser() / "config.json").is_file():
+        raise ValueError(f"filters: clip must be a folder with a CLIP model, found no config.json in {config.clip}")
+
+
 def decode(table: Table, config: SynthesisConfig) -> Table:
     """Reads pictures and captions; samples that cannot be read get a cause."""
     torch.set_num_threads(1)
@@ -91,7 +100,7 @@ class FindMask:
         sample.dropped = mask_verdict(mask, self._filters)
         if sample.alive and self._filter is not None:
             picture = torch.cat([image, to_tensor(mask)])[None]
-            _judge(sample, "mask", self._filter, picture, self._filters.mask_threshold)
+            _judge(sample, "mask", self._filter, picture.to(self._filters.device), self._filters.mask_threshold)
 
 
 class FillHole:
@@ -120,7 +129,8 @@ class FillHole:
             sample.parts["background"] = found
         if self._filter is not None:
             picture = to_tensor(sample.array("background"))[None]
-            _judge(sample, "inpainting", self._filter, picture, self._filters.inpainting_threshold)
+            _judge(sample, "inpainting", self._filter, picture.to(self._filters.device),
+                   self._filters.inpainting_threshold)
         if sample.alive and self._clip is not None:
             from text2layer_core.distribution import clip_score
 
@@ -223,8 +233,6 @@ def _open_clip(config: FiltersConfig) -> tuple[Any, Any] | None:
     from transformers import CLIPModel, CLIPProcessor
 
     folder = Path(config.clip).expanduser()
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"filters: clip must be a folder with a CLIP model, found no config.json in {folder}")
     model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
     return model.to(config.device).eval(), CLIPProcessor.from_pretrained(folder, local_files_only=True)
 
