@@ -6,8 +6,11 @@ The same command goes on where it was stopped, also after a kill or a power cut.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +66,33 @@ def _run(config: SynthesisConfig, output: Output, shards: Sequence[Any], clock: 
     done = sum(entry["samples"] for entry in output.done.values())
     known = [len(shard.rows) for shard in shards if shard.rows is not None]
     total = done + sum(known) if len(known) == len(shards) else None
-    with started(config.engine), tqdm(total=total, initial=done, unit="image", file=sys.stderr) as bar:
+    with (_noticed_interrupt() as interrupted, started(config.engine),
+          tqdm(total=total, initial=done, unit="image", file=sys.stderr) as bar):
         for sample in samples(config, shards):
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             if writer.add(sample):
                 clock.note(sample)
                 bar.update()
+
+
+@contextmanager
+def _noticed_interrupt() -> Generator[threading.Event]:
+    """Notes Ctrl-C besides raising it: one that comes inside a callback of Ray's is lost otherwise."""
+    seen = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def note(number: int, frame: object) -> None:
+        seen.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -208,7 +208,7 @@ def test_a_small_disk(tmp_path: Path, folder: Path, ray: None, capfd: pytest.Cap
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, folder: Path) -> None:
-    config = small(tmp_path, folder, seconds=0.3, per_shard=2)
+    config = small(tmp_path, folder, seconds=1.0, per_shard=2)
     with start(config) as process:
         wait_for_shards(tmp_path / "out", 2, process)
         process.send_signal(signal.SIGINT)

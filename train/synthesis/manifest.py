@@ -66,7 +66,7 @@ class Output:
 
     Attributes:
         folder: where it is.
-        done: shard number -> its entry.
+        done: shard number -> its entry, without statistics and thumbnails, which stay on disk.
     """
 
     def __init__(self, folder: Path, config: SynthesisConfig, shards: Sequence[InputShard]) -> None:
@@ -86,9 +86,7 @@ class Output:
         self._config = config.fixed()
         self._check_config()
         self.done: dict[int, dict[str, Any]] = {}
-        for path in sorted(self._entries.glob("[0-9]*.json")):
-            entry = json.loads(path.read_text(encoding="utf-8"))
-            self.done[entry["shard"]] = entry
+        self._look()
         self._check_input(shards)
         self._tidy()
 
@@ -99,10 +97,16 @@ class Output:
     def finish(self, entry: dict[str, Any]) -> None:
         """Notes that a shard is done; its tar is in place by now."""
         write_durably(self._entries / f"{entry['shard']:06d}.json", json.dumps(entry).encode())
-        self.done[entry["shard"]] = entry
+        self.done[entry["shard"]] = _light(entry)
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """Of finished shards, whole and in their order, read one after the other."""
+        for number in sorted(self.done):
+            yield json.loads((self._entries / f"{number:06d}.json").read_text(encoding="utf-8"))
 
     def write_manifest(self, shards: int) -> dict[str, Any]:
         """Writes manifest.json: counts by cause and reason, the shards, config and versions."""
+        self._look()  # Ctrl-C may have come between an entry's rename and its note here
         entries = [self.done[number] for number in sorted(self.done)]
         totals = {name: dict(sorted(sum((Counter(entry[name]) for entry in entries), Counter()).items()))
                   for name in _COUNTS}
@@ -120,10 +124,16 @@ class Output:
     def statistics(self) -> dict[str, Statistics]:
         """Of kept and dropped samples over all finished shards."""
         found = {"kept": Statistics(), "dropped": Statistics()}
-        for number in sorted(self.done):
+        for entry in self.entries():
             for group, total in found.items():
-                total.merge(Statistics.from_json(self.done[number]["statistics"][group]))
+                total.merge(Statistics.from_json(entry["statistics"][group]))
         return found
+
+    def _look(self) -> None:
+        """Notes entries that are on disk and not known yet."""
+        for path in sorted(self._entries.glob("[0-9]*.json")):
+            if int(path.stem) not in self.done:
+                self.done[int(path.stem)] = _light(json.loads(path.read_text(encoding="utf-8")))
 
     def _check_config(self) -> None:
         path = self.folder / "config.json"
@@ -178,6 +188,10 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _light(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in ("statistics", "thumbnails")}
 
 
 def _lock(file: BinaryIO) -> None:

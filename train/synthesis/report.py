@@ -89,10 +89,13 @@ def _filters(manifest: Mapping[str, Any]) -> str:
 
 
 def _steps(manifest: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """Filters in their order: name, samples that reached it, samples that passed."""
+    """Filters in their order: name, samples that reached it, samples that passed; without classifiers there are not."""
+    absent = {f"{kind}_score" for kind in ("mask", "inpainting") if manifest["config"]["filters"][kind] is None}
     left = manifest["samples"] - sum(manifest["refused"].values())
     steps: list[tuple[str, int, int]] = []
     for reason, name in _FILTERS.items():
+        if reason in absent:
+            continue
         reached, left = left, left - manifest["dropped"].get(reason, 0)
         steps.append((name, reached, left))
     return steps
@@ -131,9 +134,11 @@ def _contact_sheets(sheets: Mapping[str, list[str]]) -> list[str]:
 def _sheets(output: Output, sheet: int) -> dict[str, list[str]]:
     """Of each reason some pictures, taken in turn from the shards; kept ones first."""
     by_reason: dict[str, list[list[str]]] = {}
-    for number in sorted(output.done):
-        for reason, pictures in output.done[number]["thumbnails"].items():
-            by_reason.setdefault(reason, []).append(pictures)
+    for entry in output.entries():
+        for reason, pictures in entry["thumbnails"].items():
+            groups = by_reason.setdefault(reason, [])
+            if len(groups) < sheet:
+                groups.append(pictures)
     order = sorted(by_reason, key=lambda reason: (reason != "kept", reason))
     return {reason: _in_turn(by_reason[reason], sheet) for reason in order}
 
