@@ -161,6 +161,18 @@ def test_more_gpus_than_there_are(tmp_path: Path, folder: Path, ray: None, capfd
 
 
 @pytest.mark.slow
+def test_a_model_that_does_not_load_is_one_line(
+    tmp_path: Path, folder: Path, ray: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "junk.onnx").write_bytes(b"no model")
+    changes = ["--set", "inpainting.backend=lama", "--set", f"inpainting.path={tmp_path / 'junk.onnx'}"]
+    assert main(["--config", str(small(tmp_path, folder)), *changes]) == 1
+    lines = [line for line in capfd.readouterr().err.split("\n") if "image/s" not in line]
+    assert len(lines) == 2
+    assert lines[0].startswith(f"error: inpainting: {tmp_path / 'junk.onnx'} must be an ONNX model, got ")
+
+
+@pytest.mark.slow
 def test_a_full_disk_stops_with_one_line_and_the_rerun_goes_on(
     tmp_path: Path, folder: Path, ray: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

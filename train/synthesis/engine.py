@@ -135,12 +135,30 @@ def _planned(table: Table, config: SynthesisConfig) -> Table:
     return to_table([sample for shard in shards for sample in plan(shard, config.input)])
 
 
-def _pool(dataset: Any, stage: type[Any], config: SynthesisConfig, pool: PoolConfig) -> Any:  # noqa: ANN401
+def _pool(
+    dataset: Any, stage: type[FindMask | FillHole], config: SynthesisConfig, pool: PoolConfig,  # noqa: ANN401
+) -> Any:  # noqa: ANN401 - ray.data.Dataset
     from ray.data import ActorPoolStrategy
 
     return dataset.map_batches(
-        stage, fn_constructor_kwargs={"config": config}, batch_size=pool.batch_size, batch_format="pyarrow",
+        _Worker, fn_constructor_kwargs={"stage": stage, "config": config}, batch_size=pool.batch_size, batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pool.workers), num_gpus=pool.num_gpus, num_cpus=pool.num_cpus)
+
+
+class _Worker:
+    """A model's worker; what fails while it loads is raised at the first call, where Ray hands it on as it is."""
+
+    def __init__(self, stage: type[FindMask | FillHole], config: SynthesisConfig) -> None:
+        self._stage, self._error = None, ""
+        try:
+            self._stage = stage(config)
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            self._error = one_line(error)
+
+    def __call__(self, table: Table) -> Table:
+        if self._stage is None:
+            raise ValueError(self._error)
+        return self._stage(table)
 
 
 def _check_resources(config: EngineConfig) -> None:
@@ -167,7 +185,7 @@ def _hush() -> None:
     context.enable_auto_log_stats = False
     context.execution_options.preserve_order = False
     context.execution_options.verbose_progress = False
-    context.raise_original_map_exception = False
+    context.raise_original_map_exception = True
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
