@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from train.synthesis.config import EngineConfig, PoolConfig, SynthesisConfig
 
 _ROOT = Path(__file__).resolve().parents[2]
+_APPENDIX = " Failed to apply UDF transform"  # what Ray Data adds to a worker's message
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
           "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 
@@ -141,8 +142,9 @@ def _pool(
     from ray.data import ActorPoolStrategy
 
     return dataset.map_batches(
-        _Worker, fn_constructor_kwargs={"stage": stage, "config": config}, batch_size=pool.batch_size, batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=pool.workers), num_gpus=pool.num_gpus, num_cpus=pool.num_cpus)
+        _Worker, fn_constructor_kwargs={"stage": stage, "config": config}, batch_size=pool.batch_size,
+        batch_format="pyarrow", compute=ActorPoolStrategy(size=pool.workers), num_gpus=pool.num_gpus,
+        num_cpus=pool.num_cpus)
 
 
 class _Worker:
@@ -194,4 +196,4 @@ def _root_cause(error: BaseException) -> str:
     """The message of the error that a worker raised."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None and cause is not error:
         error = cause
-    return one_line(error)
+    return one_line(error).partition(_APPENDIX)[0]
