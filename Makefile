@@ -43,5 +43,5 @@ $(CLI): .venv/.torch
 	touch $@
 
 $(ALL): .venv/.torch
-	$(BIN)/python -m pip install --quiet --editable ".[cli,train,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[cli,train,synthesis,dev]"
 	touch $@ $(CLI)

@@ -12,6 +12,7 @@ from text2layer_core.autoencoder import AUTOENCODER_PRESETS, CaT2IAutoencoder
 from text2layer_core.unet import UNET_PRESETS, build_unet
 from train.compare_alignment import AlignmentConfig
 from train.config import load_config
+from train.synthesis.config import SynthesisConfig
 from train.tables import TablesConfig
 from train.train_autoencoder import AutoencoderTrainingConfig
 from train.train_diffusion import DiffusionTrainingConfig
@@ -19,7 +20,8 @@ from train.train_evaluator import EvaluatorTrainingConfig
 from train.train_text_encoder import TextTrainingConfig
 
 FOLDER = Path(__file__).parents[2] / "train" / "configs"
-NAMES = sorted(path.name for path in FOLDER.glob("*.yaml") if path.name not in ("tables.yaml", "alignment.yaml"))
+OTHERS = ("tables.yaml", "alignment.yaml", "synthesize.yaml")
+NAMES = sorted(path.name for path in FOLDER.glob("*.yaml") if path.name not in OTHERS)
 SD_AUTOENCODER = 83_653_863  # parameters of Stable Diffusion v1's autoencoder
 SD_UNET = 859_520_964
 PAIRS = [("mini_autoencoder", "mini_diffusion"), ("debug_cpu_autoencoder", "debug_cpu_diffusion"),
@@ -114,6 +116,14 @@ def test_the_512_model_goes_on_with_the_256_one() -> None:
     assert (first.unet, first.text, first.schedule) == (second.unet, second.text, second.schedule)
     assert first.training.batch_size == second.training.batch_size
     assert f"--init-from {first.run}/model.safetensors" in (FOLDER / "cat2i_sd_512.yaml").read_text(encoding="utf-8")
+
+
+def test_the_synthesis_config_is_the_papers_and_needs_no_weights() -> None:
+    """512 pixels, copied colours, plain dilation; every key of the file is one that the schema has."""
+    config = load_config(FOLDER / "synthesize.yaml", [], SynthesisConfig)
+    assert (config.picture.size, config.layers.foreground) == (512, "copied")
+    assert (config.layers.jpeg_rim, config.layers.shadow_reach) == (False, 0.0)
+    assert (config.saliency.path, config.inpainting.path) == (None, None)
 
 
 def test_the_tables_config() -> None:

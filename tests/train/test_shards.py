@@ -96,6 +96,35 @@ def test_keys_follow_webdataset(tmp_path: Path) -> None:
     assert sorted(source.captions(0, 2)) == ["thing 1", "thing 2"]
 
 
+def test_without_a_foreground_its_colour_is_the_pictures_above_a_tenth(tmp_path: Path) -> None:
+    """The paper's F = I where m > 0.1; elsewhere colour continues, here the only known one."""
+    parts = sample(3)
+    image = np.full((8, 8, 3), 7, np.uint8)
+    image[2:5, 2:5] = (200, 10, 13)
+    image[2, 2] = (0, 0, 0)
+    mask = np.asarray(Image.open(io.BytesIO(parts["mask.png"]))).copy()
+    mask[2, 2] = 25  # 0.098
+    parts = {"image.png": png(image), "mask.png": png(mask), "background.png": parts["background.png"], "txt": b"a"}
+    write(tmp_path / "a.tar", {"0": parts})
+    stack = ShardSource(ShardsConfig(files=str(tmp_path / "a.tar")), 8, 0).batch(0, 1).stack
+    foreground = (stack[0, :3] * 255).round()
+    assert torch.equal(foreground, torch.tensor([200.0, 10, 13]).view(3, 1, 1).expand(3, 8, 8))
+
+
+def test_a_folder_of_samples_is_a_shard(tmp_path: Path, config: ShardsConfig) -> None:
+    (tmp_path / "made" / "one").mkdir(parents=True)
+    for index in (1, 2):
+        for part, data in sample(index).items():
+            (tmp_path / "made" / "one" / f"{index}.{part}").write_bytes(data)
+    (tmp_path / "made" / "notes.md").write_text("not a sample", encoding="utf-8")
+    source = ShardSource(ShardsConfig(files=str(tmp_path / "made")), 8, seed=0)
+    tar = ShardSource(ShardsConfig(files=str(tmp_path / "train-0.tar")), 8, seed=0)
+    assert sorted(source.captions(0, 2)) == ["thing 1", "thing 2"]
+    first = dict(zip(tar.captions(0, 3), tar.batch(0, 3).stack, strict=True))
+    for caption, stack in zip(source.captions(0, 2), source.batch(0, 2).stack, strict=True):
+        assert torch.equal(stack, first[caption])
+
+
 def test_says_which_shard_is_wrong(tmp_path: Path, config: ShardsConfig) -> None:
     with pytest.raises(ValueError, match=r"shards of the split train must exist, found none for '.*none-\*.tar'"):
         ShardSource(ShardsConfig(files=str(tmp_path / "none-*.tar")), 8, 0)
@@ -110,7 +139,7 @@ def test_says_which_shard_is_wrong(tmp_path: Path, config: ShardsConfig) -> None
     with pytest.raises(ValueError, match=r"a shard must be an uncompressed tar file, got .*cut.tar"):
         ShardSource(ShardsConfig(files=str(cut)), 8, 0)
     write(tmp_path / "other.tar", {"0": {"jpg": b""}})
-    with pytest.raises(ValueError, match=r"shards must hold samples with foreground.png, .*, found none in"):
+    with pytest.raises(ValueError, match=r"shards must hold samples with foreground.png or image.png, .*, found none"):
         ShardSource(ShardsConfig(files=str(tmp_path / "other.tar")), 8, 0)
     write(tmp_path / "sizes.tar", {"8": {**sample(8), "background.png": sample(8, 8, 16)["background.png"]}})
     with pytest.raises(ValueError, match=r"sample ./8 of .*sizes.tar must hold pictures of one size, got 8x8, 16x8"):

@@ -1,0 +1,248 @@
+"""Saliency and inpainting backends on the real libraries, with tiny weights made here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from train.synthesis.config import InpainterConfig, SaliencyConfig
+from train.synthesis.inpainting import open_inpainter
+from train.synthesis.saliency import open_saliency
+
+pytest.importorskip("cv2")
+
+
+def scene(height: int = 96, width: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """A red disc on noisy green, and its mask."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    mask = (((y - height / 2) ** 2 + (x - width / 2) ** 2) < (height / 4) ** 2).float()[None]
+    generator = torch.Generator().manual_seed(0)
+    image = torch.where(mask > 0, torch.tensor([0.9, 0.1, 0.1]).view(3, 1, 1),
+                        torch.tensor([0.1, 0.6, 0.2]).view(3, 1, 1))
+    return (image + 0.03 * torch.randn(3, height, width, generator=generator)).clamp(0, 1), mask
+
+
+def test_grabcut_finds_a_disc_in_the_middle() -> None:
+    image, mask = scene()
+    before = image.clone()
+    found = open_saliency(SaliencyConfig())(image)
+    assert found.shape == mask.shape
+    assert found.dtype == torch.float32
+    assert found.min() >= 0
+    assert found.max() <= 1
+    overlap = ((found > 0.5) & (mask > 0.5)).sum() / ((found > 0.5) | (mask > 0.5)).sum()
+    assert overlap > 0.95
+    assert torch.equal(open_saliency(SaliencyConfig())(image), found), "the same in every run"
+    assert torch.equal(image, before)
+
+
+def test_grabcut_of_a_picture_with_nothing_in_it() -> None:
+    found = open_saliency(SaliencyConfig())(torch.full((3, 32, 32), 0.5))
+    assert found.shape == (1, 32, 32)
+    assert torch.isfinite(found).all()
+
+
+def test_telea_continues_the_ground_and_leaves_the_rest() -> None:
+    image, mask = scene()
+    hole = torch.nn.functional.max_pool2d(mask, 5, 1, 2)
+    filled = open_inpainter(InpainterConfig())(image, hole)
+    assert torch.allclose(torch.where(hole > 0, 0, filled), torch.where(hole > 0, 0, image), atol=1 / 255)
+    inside = filled[:, hole[0] > 0].mean(dim=1)
+    assert torch.allclose(inside, torch.tensor([0.1, 0.6, 0.2]), atol=0.03), "no red is left"
+
+
+def test_the_stand_ins_wait() -> None:
+    import time
+
+    image, _ = scene()
+    began = time.perf_counter()
+    mask = open_saliency(SaliencyConfig(backend="wait", seconds=0.05))(image)
+    filled = open_inpainter(InpainterConfig(backend="wait", seconds=0.05))(image, mask)
+    assert time.perf_counter() - began >= 0.1
+    assert mask.mean() == 0.25, "half of each side"
+    assert torch.equal(torch.where(mask > 0, 0, filled), torch.where(mask > 0, 0, image))
+
+
+@pytest.fixture(scope="module")
+def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes; of random weights."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
+
+    torch.manual_seed(0)
+    config = SegformerConfig(num_labels=3, depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16],
+                             num_attention_heads=[1, 1, 1, 1], decoder_hidden_size=16)
+    folder = tmp_path_factory.mktemp("segformer")
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def test_a_transformers_model_of_classes(segformer: Path) -> None:
+    """Against the model called by hand; a thing is any class but 0."""
+    from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
+
+    image, mask = scene()
+    found = open_saliency(SaliencyConfig(backend="transformers", path=str(segformer)))(image)
+    assert found.shape == mask.shape
+    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    inputs = SegformerImageProcessorPil.from_pretrained(segformer)(images=pixels, return_tensors="pt")
+    with torch.no_grad():
+        logits = SegformerForSemanticSegmentation.from_pretrained(segformer).eval()(**inputs).logits
+    ground = logits.softmax(dim=1)[:, :1]
+    expected = 1 - torch.nn.functional.interpolate(ground, (96, 128), mode="bilinear")[0]
+    assert torch.allclose(found, expected, atol=1e-5)
+    classes = [open_saliency(SaliencyConfig(backend="transformers", path=str(segformer), labels=(label,)))(image)
+               for label in (1, 2)]
+    assert torch.allclose(classes[0] + classes[1], found, atol=1e-5)
+    with pytest.raises(ValueError, match="labels must be below the model's 3 classes, got 3"):
+        open_saliency(SaliencyConfig(backend="transformers", path=str(segformer), labels=(3,)))(image)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion's inpainting pipeline of its real classes, a few channels wide."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pipeline")
+    vocabulary = {letter: index for index, letter in enumerate(["<|startoftext|>", "<|endoftext|>", "a", "a</w>"])}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8)
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                                        num_attention_heads=1, max_position_embeddings=8, bos_token_id=0,
+                                        eos_token_id=1, pad_token_id=1))
+    unet = UNet2DConditionModel(sample_size=8, in_channels=9, out_channels=4, block_out_channels=(8, 16),
+                                layers_per_block=1, cross_attention_dim=8, norm_num_groups=4, attention_head_dim=4,
+                                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+    coder = AutoencoderKL(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4,
+                          down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
+    StableDiffusionInpaintPipeline(
+        vae=coder, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=DDIMScheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def test_a_diffusers_pipeline(pipeline: Path) -> None:
+    image, mask = scene(90, 70)
+    config = InpainterConfig(backend="diffusers", path=str(pipeline), steps=2)
+    inpainter = open_inpainter(config)
+    filled = inpainter(image, mask)
+    assert filled.shape == image.shape
+    assert filled.min() >= 0
+    assert filled.max() <= 1
+    inpainter(image.flip(2), mask)
+    assert torch.equal(inpainter(image, mask), filled), "noise belongs to the picture, not to the order"
+    other = open_inpainter(InpainterConfig(backend="diffusers", path=str(pipeline), steps=2, seed=1))
+    assert not torch.equal(other(image, mask), filled)
+    assert open_inpainter(InpainterConfig(backend="diffusers", path=str(pipeline), steps=1, size=64))(
+        image, mask).shape == image.shape
+
+
+def onnx_model(path: Path, *, sides: tuple[object, object], factor: float) -> Path:
+    """The picture where the mask is 0 and grey where it is 1, times `factor`: LaMa's inputs and output."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    inputs = [helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1, 1, *sides]),
+              helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, *sides])]
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3, *sides])
+    numbers = {"one": 1.0, "grey": 0.5, "factor": factor}
+    constants = [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in numbers.items()]
+    nodes = [helper.make_node("Sub", ["one", "mask"], ["outside"]),
+             helper.make_node("Mul", ["image", "outside"], ["kept"]),
+             helper.make_node("Mul", ["grey", "mask"], ["made"]),
+             helper.make_node("Add", ["kept", "made"], ["sum"]),
+             helper.make_node("Mul", ["sum", "factor"], ["output"])]
+    graph = helper.make_graph(nodes, "lama", inputs, [output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("factor", [1.0, 255.0])
+def test_lama_takes_any_size_and_either_range(tmp_path: Path, factor: float) -> None:
+    image, mask = scene(96, 128)
+    path = onnx_model(tmp_path / "lama.onnx", sides=("h", "w"), factor=factor)
+    filled = open_inpainter(InpainterConfig(backend="lama", path=str(path)))(image, mask)
+    expected = torch.where(mask > 0, 0.5, image)
+    assert torch.allclose(filled, expected, atol=1e-5)
+
+
+def test_lama_of_a_fixed_size(tmp_path: Path) -> None:
+    image, mask = scene(96, 128)
+    path = onnx_model(tmp_path / "lama.onnx", sides=(64, 64), factor=1.0)
+    filled = open_inpainter(InpainterConfig(backend="lama", path=str(path)))(image, mask)
+    assert filled.shape == image.shape
+    assert filled[:, 48, 64].tolist() == pytest.approx([0.5] * 3, abs=1e-4)
+
+
+def test_rembg_reads_a_local_onnx_file(tmp_path: Path) -> None:
+    """A graph with U2Net's input and output that gives the red channel; rembg stretches what it gets to [0, 1]."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("rembg")
+    from onnx import TensorProto, helper
+
+    entry = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 320, 320])
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 1, 320, 320])
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [1, 3, 1, 1], [1.0, 0.0, 0.0])
+    node = helper.make_node("Conv", ["input", "w"], ["output"])
+    graph = helper.make_graph([node], "red", [entry], [output], [weights])
+    (tmp_path / "models" / "u2net").mkdir(parents=True)
+    file = tmp_path / "models" / "u2net" / "u2net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), file)
+    image, mask = scene()
+    for path in (tmp_path, file):
+        found = open_saliency(SaliencyConfig(backend="rembg", path=str(path)))(image)
+        assert found.shape == mask.shape
+        assert ((found > 0.5) == (mask > 0.5)).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(("backend", "message"), [
+    ("rembg", r"saliency: path must be an ONNX file or a folder with u2net.onnx, found none at"),
+    ("transformers", "saliency: path must be a folder of a transformers model, found no config.json in"),
+])
+def test_saliency_says_what_is_missing(tmp_path: Path, backend: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_saliency(SaliencyConfig(backend=backend, path=str(tmp_path)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"backend {backend} must have a path of its weights, got none"):
+        SaliencyConfig(backend=backend)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("backend", "message"), [
+    ("diffusers", r"inpainting: path must be a folder of a diffusers pipeline, found no model_index.json in"),
+    ("lama", "inpainting: path must be an ONNX file of LaMa, found none at"),
+])
+def test_inpainting_says_what_is_missing(tmp_path: Path, backend: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_inpainter(InpainterConfig(backend=backend, path=str(tmp_path)))  # type: ignore[arg-type]
+
+
+def test_files_of_another_kind_end_in_one_line(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.onnx"
+    junk.write_bytes(b"no model")
+    for name in ("config.json", "model_index.json"):
+        (tmp_path / name).write_text('{"model_type": "no such", "_class_name": "NoSuch"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"saliency: .*junk.onnx must be an ONNX model, got [^\n]+$"):
+        open_saliency(SaliencyConfig(backend="rembg", path=str(junk)))
+    with pytest.raises(ValueError, match=r"inpainting: .*junk.onnx must be an ONNX model, got [^\n]+$"):
+        open_inpainter(InpainterConfig(backend="lama", path=str(junk)))
+    with pytest.raises(ValueError, match=r"must be a segmentation model that transformers knows, got [^\n]+$"):
+        open_saliency(SaliencyConfig(backend="transformers", path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"must be an inpainting pipeline that diffusers knows, got [^\n]+$"):
+        open_inpainter(InpainterConfig(backend="diffusers", path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"model must be one of rembg's, .*u2net.*, got nothing"):
+        open_saliency(SaliencyConfig(backend="rembg", path=str(junk), model="nothing"))
+
+
+def test_pictures_are_not_changed(tmp_path: Path) -> None:
+    image, mask = scene()
+    before = image.clone(), mask.clone()
+    open_inpainter(InpainterConfig())(image, mask)
+    path = onnx_model(tmp_path / "lama.onnx", sides=("h", "w"), factor=1.0)
+    open_inpainter(InpainterConfig(backend="lama", path=str(path)))(image, mask)
+    assert torch.equal(image, before[0])
+    assert np.array_equal(mask.numpy(), before[1].numpy())

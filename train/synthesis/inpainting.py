@@ -1,0 +1,158 @@
+"""The background under the object (paper, data step 3), by one small interface for all models."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from train.synthesis.errors import model_errors, one_line
+from train.synthesis.tensors import to_bytes, to_pil, to_tensor
+
+if TYPE_CHECKING:
+    from train.synthesis.config import InpainterConfig
+
+_MULTIPLE = 8  # sides that a latent diffusion model and LaMa take
+
+
+class Inpainter(Protocol):
+    """An inpainting model."""
+
+    def __call__(self, image: Tensor, hole: Tensor) -> Tensor:
+        """The picture with its hole filled.
+
+        Args:
+            image: (3, H, W) in [0, 1].
+            hole: (1, H, W), 1 where to fill, else 0.
+
+        Returns:
+            (3, H, W) in [0, 1]; what it shows outside the hole is not used.
+        """
+        ...
+
+
+def open_inpainter(config: InpainterConfig) -> Inpainter:
+    """Loads a model from a local path; nothing is downloaded.
+
+    Raises:
+        ValueError: its files are missing or of another kind.
+    """
+    check_inpainter(config)
+    makers: dict[str, Any] = {"telea": _Telea, "diffusers": _Diffusers, "lama": _Lama, "wait": _Wait}
+    return makers[config.backend](config)
+
+
+def check_inpainter(config: InpainterConfig) -> None:
+    """Raises ValueError where the weights are not there; loads nothing."""
+    path = Path(config.path or "").expanduser()
+    if config.backend == "diffusers" and not (path / "model_index.json").is_file():
+        raise ValueError(f"inpainting: path must be a folder of a diffusers pipeline, "
+                         f"found no model_index.json in {path}")
+    if config.backend == "lama" and not path.is_file():
+        raise ValueError(f"inpainting: path must be an ONNX file of LaMa, found none at {path}")
+
+
+class _Telea:
+    """Telea's fast marching method (2004); needs no weights, continues colours and no texture."""
+
+    def __init__(self, config: InpainterConfig) -> None:
+        self._radius = config.radius
+
+    def __call__(self, image: Tensor, hole: Tensor) -> Tensor:
+        import cv2
+
+        return to_tensor(cv2.inpaint(to_bytes(image), to_bytes(hole), self._radius, cv2.INPAINT_TELEA))
+
+
+class _Diffusers:
+    """Any pipeline of AutoPipelineForInpainting: SD, SDXL, Flux Fill; the prompt is empty, as in the paper."""
+
+    def __init__(self, config: InpainterConfig) -> None:
+        from diffusers.pipelines.auto_pipeline import AutoPipelineForInpainting
+
+        path = Path(config.path or "").expanduser()
+        try:
+            pipeline = AutoPipelineForInpainting.from_pretrained(
+                path, local_files_only=True, dtype=getattr(torch, config.dtype))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"inpainting: {path} must be an inpainting pipeline that diffusers knows, "
+                             f"got {one_line(error)}") from error
+        self._pipeline: Any = pipeline.to(config.device)
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._config = config
+
+    def __call__(self, image: Tensor, hole: Tensor) -> Tensor:
+        """The noise depends on the seed and the picture alone, not on what was filled before it."""
+        config = self._config
+        small, small_hole = _sized(image[None], hole[None], config.size)
+        generator = torch.Generator("cpu").manual_seed(zlib.crc32(to_bytes(image).tobytes(), config.seed))
+        found = self._pipeline(
+            prompt="", image=to_pil(small[0]), mask_image=to_pil(small_hole[0].expand(3, -1, -1)),
+            width=small.shape[3], height=small.shape[2], num_inference_steps=config.steps,
+            guidance_scale=config.guidance_scale, generator=generator, output_type="pt").images
+        return _back(found.float().cpu(), image)
+
+
+class _Lama:
+    """LaMa (Suvorov et al. 2022) as ONNX, inputs image and mask; the output's range, [0, 1] or [0, 255], is found."""
+
+    def __init__(self, config: InpainterConfig) -> None:
+        from onnxruntime import InferenceSession
+
+        cuda = ["CUDAExecutionProvider"] if config.device.startswith("cuda") else []
+        path = Path(config.path or "").expanduser()
+        try:
+            self._session: Any = InferenceSession(str(path), providers=[*cuda, "CPUExecutionProvider"])
+        except model_errors() as error:
+            raise ValueError(f"inpainting: {path} must be an ONNX model, got {one_line(error)}") from error
+        inputs = self._session.get_inputs()
+        if len(inputs) != 2 or sorted(entry.shape[1] for entry in inputs) != [1, 3]:
+            shapes = ", ".join(f"{entry.name} {entry.shape}" for entry in inputs)
+            raise ValueError(f"inpainting: {path} must take a picture of 3 channels and a mask of 1, takes {shapes}")
+        self._image, self._mask = sorted(inputs, key=lambda entry: -entry.shape[1])
+
+    def __call__(self, image: Tensor, hole: Tensor) -> Tensor:
+        fixed = [side for side in self._image.shape[2:] if isinstance(side, int)]
+        if fixed:
+            sides = (fixed[0], fixed[-1])
+            small, small_hole = _scaled(image[None], sides), (_scaled(hole[None], sides) > 0).float()
+        else:
+            small, small_hole = _sized(image[None], hole[None], None)
+        (found,) = self._session.run(None, {self._image.name: small.numpy(), self._mask.name: small_hole.numpy()})[:1]
+        filled = torch.from_numpy(found).float()
+        return _back(filled / 255 if float(filled.max()) > 2 else filled, image)
+
+
+class _Wait:
+    """A stand-in for benchmarks: sleeps, as a model on a GPU leaves the CPU free; fills with the mean colour."""
+
+    def __init__(self, config: InpainterConfig) -> None:
+        self._seconds = config.seconds
+
+    def __call__(self, image: Tensor, hole: Tensor) -> Tensor:
+        time.sleep(self._seconds)
+        return torch.where(hole > 0, image.mean(dim=(1, 2), keepdim=True), image)
+
+
+def _sized(image: Tensor, hole: Tensor, longest: int | None) -> tuple[Tensor, Tensor]:
+    """Picture and hole at sides that are multiples of 8, the longer one `longest`; the hole never shrinks."""
+    height, width = image.shape[-2:]
+    scale = 1.0 if longest is None else longest / max(height, width)
+    sides = (_MULTIPLE * math.ceil(height * scale / _MULTIPLE), _MULTIPLE * math.ceil(width * scale / _MULTIPLE))
+    return _scaled(image, sides), (_scaled(hole, sides) > 0).float()
+
+
+def _scaled(values: Tensor, sides: tuple[int, int]) -> Tensor:
+    if values.shape[-2:] == sides:
+        return values
+    return functional.interpolate(values, sides, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def _back(filled: Tensor, image: Tensor) -> Tensor:
+    return _scaled(filled, (image.shape[1], image.shape[2]))[0].clamp(0, 1)
