@@ -70,7 +70,8 @@ def test_the_mask_is_seen_from_the_start() -> None:
     """With its kernels at zero, two masks of one picture would have one score."""
     model, first = make(), pictures()
     second = torch.cat([first[:, :3], 1 - first[:, 3:]], dim=1)
-    assert float((model(first) - model(second)).abs().max()) > 1e-6
+    stem = model.trunk.get_submodule("embeddings.convolution")
+    assert float((stem(first) - stem(second)).abs().max()) > 0.1 * float(stem(first).abs().max())
 
 
 def test_the_widened_stem() -> None:
