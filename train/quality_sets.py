@@ -6,8 +6,9 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from text2layer_core.layers import TwoLayerImage
 from text2layer_core.masks import grow_mask
 from text2layer_core.quality import CHANNELS
 from train.baselines import UnfilteredSource
+from train.config import parse
 from train.data import ArrayCache, DataConfig, Source, expand, fingerprint, open_source
 from train.quality_labels import QualityCriteria, inpainting_defects, mask_defects
 from train.quality_samples import SampleFiles, read_labels
@@ -243,21 +245,20 @@ def backend_finder(
         pictures = compose(TwoLayerImage.from_stack(stack))
         masks = torch.stack([saliency(picture) for picture in pictures])
         holes = grow_mask((masks > threshold).float(), dilation)
-        filled = [inpainter(picture, hole) for picture, hole in zip(pictures, holes, strict=True)]
-        return pictures, masks.clamp(0, 1), torch.stack(filled).clamp(0, 1)
+        filled = torch.stack([inpainter(picture, hole) for picture, hole in zip(pictures, holes, strict=True)])
+        return pictures, masks.clamp(0, 1), torch.where(holes > 0, filled.clamp(0, 1), pictures)
 
     return find
 
 
 def _open_backends(config: TruthConfig) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
-    """The backends of the synthesis, by name."""
-    from train.synthesis import inpainting, saliency
-
-    opened: Any = (
-        saliency.open_saliency(saliency.SaliencyConfig(backend=config.saliency)),
-        inpainting.open_inpainter(inpainting.InpainterConfig(backend=config.inpainting)),
+    """The backends of the synthesis, by name; those that need weights from a path are not for this."""
+    found: Any = [import_module(f"train.synthesis.{name}") for name in ("config", "saliency", "inpainting")]
+    configs, saliency, inpainting = found
+    return (
+        saliency.open_saliency(parse({"backend": config.saliency}, configs.SaliencyConfig, "saliency")),
+        inpainting.open_inpainter(parse({"backend": config.inpainting}, configs.InpainterConfig, "inpainting")),
     )
-    return cast("tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]", opened)
 
 
 def _fitted(pictures: Tensor, side: int) -> Tensor:
