@@ -336,7 +336,8 @@ def _build_trunk(config: QualityConfig, channels: int) -> nn.Module:
     """Transformers' network with fresh weights, a first convolution of three channels widened as `widen_stem` says.
 
     Its BatchNorm momentum is PyTorch's 0.1: transformers' default 0.99 is Keras's, which PyTorch reads the other way
-    round (the running statistics would be the last batch's).
+    round (the running statistics would be the last batch's). Weights start as the network's authors start them;
+    transformers draws the norms' scales from a normal of deviation 0.02, and a fresh network's features die out.
     """
     _need_transformers()
     from transformers import EfficientNetConfig, EfficientNetModel
@@ -347,6 +348,7 @@ def _build_trunk(config: QualityConfig, channels: int) -> nn.Module:
         batch_norm_eps=config.batch_norm_eps, batch_norm_momentum=0.1, dropout_rate=0.0, drop_connect_rate=0.0,
     )
     trunk: Any = EfficientNetModel(made)
+    _initialise(trunk)
     if channels != 3:
         stem = trunk.embeddings.convolution
         wide = nn.Conv2d(channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)
@@ -355,6 +357,19 @@ def _build_trunk(config: QualityConfig, channels: int) -> nn.Module:
         trunk.embeddings.convolution = wide
     trunk.pooler = _MeanPool()
     return trunk
+
+
+@torch.no_grad()
+def _initialise(trunk: nn.Module) -> None:
+    """Normal weights of variance 2 / fan-out, zero biases, norms of scale 1 (Tan and Le's code)."""
+    for module in trunk.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            module.weight.normal_(0, math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                module.bias.zero_()
 
 
 class _MeanPool(nn.Module):

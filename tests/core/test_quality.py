@@ -229,3 +229,12 @@ def test_decisions(scores: dict[str, float], dropped_by: tuple[str, ...], reason
 def test_scores_that_are_none(scores: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decide_quality(scores, {"mask": 0.5})
+
+
+@torch.no_grad()
+def test_a_fresh_network_sees_differences() -> None:
+    """Its features of different pictures differ: transformers' own start leaves 1e-12 of them in training mode."""
+    torch.manual_seed(0)
+    model = QualityFilter("inpainting", QualityConfig(image_size=64, width=0.25, depth=0.5)).train()
+    features = model.trunk(pixel_values=pictures(3, 8, 64, 64)).pooler_output
+    assert float(features.std(dim=0).mean()) > 0.01
