@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,12 +136,14 @@ def read_labels(path: Path) -> dict[str, bool]:
 
 
 def write_labels(path: Path, labels: Mapping[str, bool]) -> None:
-    """Writes `key,label` with good and bad, atomically: a reader sees the old file or the new one."""
+    """Writes `key,label` with good and bad, atomically and onto the disk: not even a power cut leaves half a file."""
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["key", "label"])
             rows.writerows([key, "good" if good else "bad"] for key, good in labels.items())
+            file.flush()
+            os.fsync(file.fileno())
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, write)
