@@ -17,6 +17,7 @@ from .layers_transform import Text2LayerTransform
 from .loader import Text2LayerModelLoader
 from .mask_refine import Text2LayerEstimateForeground, Text2LayerRefineMask
 from .model_files import register_model_folder
+from .samples import Text2LayerSampleScore, Text2LayerWriteSample
 
 NODES: list[type[io.ComfyNode]] = [
     Text2LayerModelLoader,
@@ -41,6 +42,8 @@ NODES: list[type[io.ComfyNode]] = [
     Text2LayerReport,
     Text2LayerSaveDocument,
     Text2LayerLoadDocument,
+    Text2LayerSampleScore,
+    Text2LayerWriteSample,
 ]
 """In the order of the menu; ids, inputs and outputs are fixed for ever (tests/nodes/contract.json)."""
 

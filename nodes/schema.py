@@ -67,3 +67,13 @@ def check_finite(name: str, value: float) -> None:
     """
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def check_score(name: str, value: float) -> None:
+    """A score from 0 to 1, or -1 for none.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    if value != -1 and not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], or be -1 for none, got {value}")

@@ -30,7 +30,7 @@ from train.engine import Run, fit, resume
 from train.evaluator import IconEvaluator, load_evaluator
 from train.icons.source import IconSource
 from train.judge import IconJudge, draw, intervals
-from train.tables import Interrupted, TablesConfig, Workshop, widen_unet
+from train.tables import CODERS, Interrupted, TablesConfig, Workshop, widen_unet
 from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig
 from train.train_diffusion import DiffusionTask
 
@@ -83,7 +83,7 @@ class AlignmentShop(Workshop):
     def autoencoders(self) -> dict[str, dict[str, float | None]]:
         """What each layered autoencoder keeps of true scenes, and how far its latents are from the flat one's."""
         path = self._folder / "alignment.json"
-        key = self._key()
+        key = self._judged_by()
         if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
             return stored["figures"]
         flat = self._flat()
@@ -101,7 +101,7 @@ class AlignmentShop(Workshop):
         found: dict[int, Mapping[str, Any]] = {}
         opened: tuple[Run, DiffusionTask] | None = None
         for count, path in paths.items():
-            key = [self._key(), count]
+            key = [self._judged_by(), count]
             if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
                 found[count] = stored["figures"]
                 continue
@@ -119,7 +119,7 @@ class AlignmentShop(Workshop):
             _store(path, key, found[count])
         return found
 
-    def _key(self) -> object:
+    def _judged_by(self) -> object:
         return json.loads(json.dumps([asdict(self._alignment), self._evaluator.card]))
 
     def _flat(self) -> ImageAutoencoder:
@@ -137,7 +137,7 @@ class AlignmentShop(Workshop):
             autoencoder=config.autoencoder, losses=config.balanced, cached=config.cached,
         )
         set_seed(self._seed)
-        source = self._source(filtered=True)
+        source = self._source(CODERS["balanced"])
         reference = LatentReference(flat, measured_scale(flat, source, self._device), config.weight)
         task = AutoencoderTask(whole, source, reference=reference)
         coverage = float(source.batch(0, _ALIGNED).image.mask.mean())
@@ -153,7 +153,7 @@ class AlignmentShop(Workshop):
         config = self._alignment
         coder = self._aligned() if name == "aligned" else self._coder("balanced")
         training = replace(config.diffusion_training, images=config.judged_at[-1], seed=self._seed)
-        task = self._diffusion_task(name, coder, training, self._source(filtered=True))
+        task = self._diffusion_task(name, coder, training, self._source(CODERS["balanced"]))
         if name != "scratch":
             flat_run, flat = self._diffusion("flat")
             with flat_run.averaged_weights():
@@ -170,7 +170,7 @@ class AlignmentShop(Workshop):
         folder = self._folder / run.folder.name / f"drawn-{count}"
         with run.averaged_weights():
             pipeline = Text2LayerPipeline(task.checkpoint(run.images), self._device)
-            drawn = draw(pipeline, self._unseen, self._alignment.drawing, folder, [self._key(), self._seed, count])
+            drawn = draw(pipeline, self._unseen, self._alignment.drawing, folder, [self._judged_by(), self._seed, count])
         figures = intervals(self._judge.figures(drawn)) | self._judge.distances(compose(drawn.layers))
         return {key: asdict(value) for key, value in figures.items()}
 

@@ -39,6 +39,7 @@ from train.config import load_config
 from train.data import DataConfig, Source, expand, open_source
 from train.engine import Run, Task, TrainingConfig, fit, resume
 from train.evaluator import IconEvaluator, load_evaluator
+from train.filtered import FilteredSource, FilterFiles, load_filters
 from train.icons.source import IconSource
 from train.judge import Drawing, Drawn, IconJudge, draw, intervals
 from train.pictures import save_grid
@@ -69,6 +70,7 @@ class TablesConfig:
         text: checkpoint whose text encoder all systems share, frozen as the paper's CLIP; None is the bundled model.
         drawing: of the judged pictures.
         references: true scenes under the Frechet distance.
+        filters: learned quality filters; without them their row is left out.
     """
 
     run: str
@@ -88,16 +90,20 @@ class TablesConfig:
     unfiltered_share: float = 0.4
     fine_tuning_share: float = 0.33
     text: str | None = None
+    filters: FilterFiles | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coder:
-    """An autoencoder of the tables; `losses` are changes to the paper's, or to ours where it is balanced."""
+    """An autoencoder of the tables, and its data: clean, broken in part, or what learned filters leave of that.
+
+    `losses` are changes to the paper's, or to ours where it is balanced.
+    """
 
     joint: bool = True
     composed_head: bool = True
     balanced: bool = False
-    filtered: bool = True
+    data: Literal["clean", "unfiltered", "filtered"] = "clean"
     losses: Mapping[str, Any] = field(default_factory=dict[str, Any])
     latent_noise: float = 0.0
     latent_channels: int | None = None
@@ -107,7 +113,8 @@ CODERS = {
     "joint": Coder(),
     "no-sup": Coder(composed_head=False),
     "images": Coder(joint=False),
-    "unfiltered": Coder(filtered=False),
+    "unfiltered": Coder(data="unfiltered"),
+    "filtered": Coder(data="filtered"),
     "balanced": Coder(balanced=True),
     "area": Coder(losses={"foreground_by_area": True}),
     "no-consistency": Coder(balanced=True, losses={"consistency": 0.0}),
@@ -140,6 +147,7 @@ SYSTEMS = {
     "flat": System(title="SD-L2I", coder="images", layout="flat"),
     "sd-ae-ft": System(title="SD-AE-UNet (ft)", coder="images", layout="separate", begins_as="flat"),
     "unfiltered": System(title="CaT2I-AE-SD, unfiltered data", coder="unfiltered"),
+    "filtered": System(title="CaT2I-AE-SD, unfiltered data through learned filters", coder="filtered"),
     "balanced": System(title="CaT2I-AE-SD, balanced (ours)", coder="balanced"),
     "area": System(title="F by area alone", coder="area", tried=True),
     "no-consistency": System(title="balanced without predicted I's consistency", coder="no-consistency", tried=True),
@@ -174,7 +182,7 @@ class Workshop:
     def figures(self, name: str, evaluator: IconEvaluator) -> dict[str, Any]:
         """What one system reaches; from its file where it is there already."""
         path = self._folder / f"{name}.json"
-        key = json.loads(json.dumps([asdict(self._config), evaluator.card]))
+        key = json.loads(json.dumps([self._key(name), evaluator.card]))
         if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
             return stored["figures"]
         figures = self._measure(name, evaluator)
@@ -182,6 +190,12 @@ class Workshop:
         temporary.write_text(json.dumps({"key": key, "figures": figures}), encoding="utf-8")
         temporary.replace(path)
         return figures
+
+    def _key(self, name: str) -> dict[str, Any]:
+        """What a system's figures depend on: the filters for those alone that see them."""
+        values = asdict(self._config)
+        return values if CODERS[SYSTEMS[name].coder].data == "filtered" else {
+            key: value for key, value in values.items() if key != "filters"}
 
     def _measure(self, name: str, evaluator: IconEvaluator) -> dict[str, Any]:
         system = SYSTEMS[name]
@@ -194,7 +208,7 @@ class Workshop:
         with run.averaged_weights():
             pipeline = Text2LayerPipeline(task.checkpoint(run.images), self._device)
             drawn = draw(pipeline, unseen, self._config.drawing, self._folder / name / "drawn",
-                         [asdict(self._config), self._seed])
+                         [self._key(name), self._seed])
         if system.layout == "flat":
             picture = drawn.layers.foreground
             drawn = Drawn(TwoLayerImage(picture, drawn.layers.background, evaluator.segment(picture)), None)
@@ -229,16 +243,25 @@ class Workshop:
             cached=config.cached, latent_noise=coder.latent_noise,
         )
         set_seed(self._seed)
-        source = self._source(filtered=coder.filtered)
+        source = self._source(coder)
         task = AutoencoderTask(whole, source) if coder.joint else ImageAutoencoderTask(whole, source)
         run = self._fit(Path(whole.run), training, task)
         if run.ema is not None:
             task.autoencoder.load_state_dict(run.ema.state_dict())
         return task.autoencoder
 
-    def _source(self, *, filtered: bool) -> Source:
-        source = open_source(self._config.data)
-        return source if filtered else UnfilteredSource(source, self._config.unfiltered_share, self._config.data.seed)
+    def _source(self, coder: Coder) -> Source:
+        config = self._config
+        clean = open_source(config.data)
+        if coder.data == "clean":
+            return clean
+        unfiltered = UnfilteredSource(clean, config.unfiltered_share, config.data.seed)
+        if coder.data == "unfiltered":
+            return unfiltered
+        if config.filters is None:
+            raise ValueError("the system filtered must have a section filters in its config, got none")
+        filters = load_filters(config.filters, self._device)
+        return FilteredSource(unfiltered, filters, expand(config.run) / "filtered.json", self._device)
 
     def _layered(self, system: System, coder: CaT2IAutoencoder) -> CaT2IAutoencoder | LayeredBaseline:
         """What codes the layers for the UNet."""
@@ -254,7 +277,7 @@ class Workshop:
         if system.begins_as is not None:
             images = round(training.images * config.fine_tuning_share) // training.batch_size * training.batch_size
             training = replace(training, images=images)
-        task = self._diffusion_task(name, coder, training, self._source(filtered=CODERS[system.coder].filtered))
+        task = self._diffusion_task(name, coder, training, self._source(CODERS[system.coder]))
         if system.begins_as is not None and not any((self._folder / name / "states").glob("*.pt")):
             other_run, other = self._diffusion(system.begins_as)
             with other_run.averaged_weights():
@@ -338,7 +361,7 @@ def write_records(page: Path, config: TablesConfig, results: Mapping[int, Mappin
 def _recipe(config: TablesConfig) -> dict[str, Any]:
     """What the figures depend on, as JSON has it."""
     return json.loads(json.dumps({name: value for name, value in asdict(config).items()
-                                  if name not in {"run", "seeds", "text"}}))
+                                  if name not in {"run", "seeds", "text", "filters"}}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -346,8 +369,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.tables", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "tables.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="overrides a key of the config")
-    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS),
-                        help="rows (default: all)")
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS),
+                        help="rows (default: all; filtered only where the config has filters)")
     parser.add_argument("--seeds", nargs="+", type=int, help="some of the config's (default: all)")
     parser.add_argument("--evaluator", type=Path, help="icon evaluator (default: the one beside the bundled model)")
     parser.add_argument("--train-only", action="store_true", help="train without judging: needs no evaluator")
@@ -361,15 +384,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         unknown = set(arguments.seeds or ()) - set(config.seeds)
         if unknown:
             raise ValueError(f"--seeds must be among {list(config.seeds)}, got {sorted(unknown)}")
+        systems = arguments.systems or [name for name in SYSTEMS if name != "filtered" or config.filters is not None]
         shops = {seed: Workshop(config, seed) for seed in arguments.seeds or config.seeds}
         for shop in shops.values():
-            for name in arguments.systems:
+            for name in systems:
                 shop.train(name)
         if arguments.train_only:
             return 0
         evaluator = load_evaluator(arguments.evaluator)
         for seed, shop in shops.items():
-            for name in arguments.systems:
+            for name in systems:
                 results.setdefault(seed, {})[name] = shop.figures(name, evaluator)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

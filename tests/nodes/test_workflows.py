@@ -15,8 +15,9 @@ from scripts.check_workflows import NOTES, SOCKETS, WORKFLOWS, problems, to_api
 from tests.nodes.contract import declared_by_source, frozen
 
 NAMES = [
-    "arrange_layers", "clean_edges_and_export", "decompose_photo", "decompose_with_mask", "move_subject",
-    "replace_background", "text2layer_basic", "text2layer_compositor", "text2layer_edit_layers", "text2layer_native",
+    "arrange_layers", "clean_edges_and_export", "collect_training_data", "decompose_photo", "decompose_with_mask",
+    "move_subject", "replace_background", "text2layer_basic", "text2layer_compositor", "text2layer_edit_layers",
+    "text2layer_native",
 ]
 DRAWING = ("Text2LayerGenerate", "Text2LayerEmptyLatent", "KSampler")
 CARD = Path(__file__).parents[2] / "models" / "README.md"

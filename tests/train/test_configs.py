@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import yaml
 
 from text2layer_core.autoencoder import AUTOENCODER_PRESETS, CaT2IAutoencoder
+from text2layer_core.quality import QualityConfig
 from text2layer_core.unet import UNET_PRESETS, build_unet
 from train.compare_alignment import AlignmentConfig
 from train.config import load_config
@@ -17,6 +19,7 @@ from train.tables import TablesConfig
 from train.train_autoencoder import AutoencoderTrainingConfig
 from train.train_diffusion import DiffusionTrainingConfig
 from train.train_evaluator import EvaluatorTrainingConfig
+from train.train_quality import QualityTrainingConfig
 from train.train_text_encoder import TextTrainingConfig
 
 FOLDER = Path(__file__).parents[2] / "train" / "configs"
@@ -49,7 +52,7 @@ def test_a_config_fits_its_schema_and_builds(name: str) -> None:
     path = FOLDER / name
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     schemas = {"unet": DiffusionTrainingConfig, "encoder": TextTrainingConfig, "losses": AutoencoderTrainingConfig,
-               "evaluator": EvaluatorTrainingConfig}
+               "evaluator": EvaluatorTrainingConfig, "kind": QualityTrainingConfig}
     config = load_config(path, [], next(schema for key, schema in schemas.items() if key in values))
     assert Path(config.run).expanduser().is_absolute()
     assert FOLDER.parents[1] not in Path(config.run).expanduser().parents, "a run is outside the checkout"
@@ -145,3 +148,23 @@ def test_the_alignment_config() -> None:
                 "diffusion_training", "schedule", "foreground_weight", "text"):
         assert getattr(config, key) == getattr(tables, key), key
     assert config.aligned_images % config.autoencoder_training.batch_size == 0
+
+
+@pytest.mark.parametrize("kind", ["mask", "inpainting"])
+def test_the_papers_quality_filters(kind: str) -> None:
+    """EfficientNet-b0, its last layer alone trained for 100 epochs of 5,000 samples, 1,000 held out."""
+    config = load_config(FOLDER / f"quality_{kind}.yaml", [], QualityTrainingConfig)
+    assert (config.kind, config.network, config.trained) == (kind, QualityConfig(), "last")
+    assert (config.cached, config.held_out, config.training.images) == (5000, 1000, 100 * 5000)
+    assert config.pretrained is not None
+    assert config.files is not None
+
+
+@pytest.mark.parametrize("kind", ["mask", "inpainting"])
+def test_the_tables_filters_see_scenes_like_the_tables(kind: str) -> None:
+    """The same scenes of another seed, so that no picture of the tables is judged by what has seen it."""
+    config = load_config(FOLDER / f"tables_quality_{kind}.yaml", [], QualityTrainingConfig)
+    tables = load_config(FOLDER / "tables.yaml", [], TablesConfig)
+    assert config.truth is not None
+    assert replace(config.truth.data, seed=tables.data.seed) == tables.data
+    assert not {config.truth.data.seed, config.truth.data.seed + 1} & {tables.data.seed, tables.data.seed + 1}

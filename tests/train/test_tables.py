@@ -16,12 +16,14 @@ from accelerate.state import AcceleratorState
 from tests.train.evaluators import PLACES, make_evaluator
 from tests.train.test_check import make_model
 from text2layer_core.checkpoint import save_checkpoint
+from text2layer_core.quality import QualityConfig, QualityFilter, save_quality_filter
 from text2layer_core.unet import UNetConfig, build_unet
 from train import tables
+from train.config import parse
 from train.evaluator import save_evaluator
 from train.icons.sprites import SpriteCache
 from train.judge import Interval
-from train.tables import SYSTEMS, main, widen_unet
+from train.tables import SYSTEMS, TablesConfig, main, widen_unet
 from train.write_tables import CLAIMS, claim_verdict
 
 
@@ -39,6 +41,10 @@ def command(sprites: SpriteCache, sprite_file: Path, tmp_path: Path) -> list[str
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "text.safetensors", make_model(sprite_file))
     save_evaluator(tmp_path / "evaluator.safetensors", make_evaluator(sprites))
+    filters = {kind: str(tmp_path / f"{kind}.safetensors") for kind in ("mask", "inpainting")}
+    for kind, path in filters.items():
+        size = QualityConfig(image_size=32, width=0.1, depth=0.1)
+        save_quality_filter(Path(path), QualityFilter(kind, size, threshold=0.1))
     training = {"images": 16, "batch_size": 8, "learning_rate": 0.001, "ema_half_life": 8}
     losses = {"perceptual": "gradient", "adversarial": 0.0}
     values = {
@@ -51,6 +57,7 @@ def command(sprites: SpriteCache, sprite_file: Path, tmp_path: Path) -> list[str
                  "attention_levels": [False, True], "num_heads": 2, "cross_attention_dim": 32},
         "diffusion_training": {**training, "images": 32}, "fine_tuning_share": 0.5,
         "drawing": {"count": 10, "steps": 2, "guidance_scale": 2.0}, "references": 16,
+        "filters": filters,
     }
     (tmp_path / "tables.yaml").write_text(yaml.safe_dump(values))
     return ["--config", str(tmp_path / "tables.yaml"), "--evaluator", str(tmp_path / "evaluator.safetensors"),
@@ -113,7 +120,19 @@ def test_one_system_without_a_judge(command: list[str], tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run" / "seed-2").iterdir()} == {"autoencoder-no-sup", "no-sup"}
 
 
+def test_the_row_of_learned_filters_is_left_out_without_them(command: list[str], tmp_path: Path) -> None:
+    """And whoever asks for it is told; a change of the filters leaves the other systems' figures alone."""
+    config = {**yaml.safe_load((tmp_path / "tables.yaml").read_text()), "filters": None}
+    (tmp_path / "tables.yaml").write_text(yaml.safe_dump(config))
+    assert main([*command, "--seeds", "1", "--systems", "filtered"]) == 2
+    shop = tables.Workshop(parse(config, TablesConfig, "test"), 1)
+    other = tables.Workshop(parse({**config, "filters": {"mask": "a", "inpainting": "b"}}, TablesConfig, "test"), 1)
+    assert shop._key("unfiltered") == other._key("unfiltered")
+    assert shop._key("filtered") != other._key("filtered")
+
+
 @pytest.mark.parametrize(("extra", "message"), [
+    (["--systems", "filtered", "--set", "filters.mask=/nowhere"], "no such model: /nowhere"),
     (["--seeds", "7"], "--seeds must be among [1, 2], got [7]"),
     (["--set", "unet.in_chanels=4"], "unknown key in_chanels (nearest: in_channels)"),
 ])

@@ -1,0 +1,149 @@
+"""Two-layer samples as files, and the labels that people gave them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from text2layer_core.atomic import write_file
+
+NEEDED = ("image.png", "mask.png", "background.png")
+_MODES = {"image.png": "RGB", "background.png": "RGB", "foreground.png": "RGB", "mask.png": "L"}
+_LABELS = {"good": True, "1": True, "bad": False, "0": False}
+
+
+@dataclass(frozen=True)
+class _Span:
+    path: Path
+    offset: int
+    length: int
+
+
+class SampleFiles:
+    """Samples by key, in a folder or in tar files: KEY.image.png, KEY.mask.png, KEY.background.png, KEY.txt, KEY.json.
+
+    Attributes:
+        keys: of the complete samples, sorted. In a folder a key holds the subfolder; it ends at the name's first dot.
+    """
+
+    def __init__(self, data: str | Path) -> None:
+        """Lists them.
+
+        Args:
+            data: a folder, searched with its subfolders for such files and for .tar, or a glob of .tar files.
+
+        Raises:
+            ValueError: there is no complete sample, a tar file cannot be read, or two hold one key.
+        """
+        self._members: dict[str, dict[str, _Span]] = {}
+        root = Path(data).expanduser()
+        if root.is_dir():
+            paths = sorted(path for path in root.rglob("*") if path.is_file())
+        else:
+            pattern = str(root.relative_to(root.anchor))
+            paths = sorted(Path(root.anchor).glob(pattern)) if pattern != "." else []
+        for path in paths:
+            if path.suffix == ".tar":
+                self._add_tar(path)
+            elif root.is_dir():
+                self._add(PurePosixPath(path.relative_to(root).as_posix()), _Span(path, 0, path.stat().st_size))
+        self.keys = sorted(key for key, parts in self._members.items() if parts.keys() >= set(NEEDED))
+        if not self.keys:
+            raise ValueError(f"data must hold samples with {', '.join(NEEDED)}, found none in {data}")
+
+    def read(self, key: str, part: str) -> bytes | None:
+        """The bytes of one file of a sample ("mask.png"), None where it has none."""
+        span = self._members.get(key, {}).get(part)
+        if span is None:
+            return None
+        with span.path.open("rb") as file:
+            file.seek(span.offset)
+            return file.read(span.length)
+
+    def picture(self, key: str, part: str) -> Tensor:
+        """A picture of a sample, (1, 3 or 1, H, W) in [0, 1].
+
+        Raises:
+            ValueError: it is not there or cannot be read.
+        """
+        data = self.read(key, part)
+        if data is None:
+            raise ValueError(f"sample {key} must hold {part}, found none")
+        try:
+            image = Image.open(io.BytesIO(data)).convert(_MODES[part])
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(f"sample {key} must hold a readable {part}, got {error}") from error
+        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+        return pixels.view(1, image.height, image.width, -1).permute(0, 3, 1, 2)
+
+    def _add_tar(self, path: Path) -> None:
+        before = set(self._members)
+        try:
+            with tarfile.open(path, "r:") as tar:
+                members = [member for member in tar if member.isfile()]
+        except tarfile.TarError as error:
+            raise ValueError(f"a shard must be an uncompressed tar file, got {path}: {error}") from error
+        for member in members:
+            name = PurePosixPath(member.name)
+            if str(name.parent / name.name.partition(".")[0]) in before:
+                raise ValueError(f"every key must be in one shard, got {member.name} again in {path}")
+            self._add(name, _Span(path, member.offset_data, member.size))
+
+    def _add(self, name: PurePosixPath, span: _Span) -> None:
+        stem, _, part = name.name.partition(".")
+        if stem and part:
+            self._members.setdefault(str(name.parent / stem), {})[part] = span
+
+
+def read_labels(path: Path) -> dict[str, bool]:
+    """Labels of a CSV: key -> whether the sample is good, in the file's order; a later row counts.
+
+    Columns `key,label`, or `path,label` where a path names any file of the sample (`cats/0001.image.png`); others are
+    left alone. A label is good, bad, 1 or 0.
+
+    Raises:
+        ValueError: no such file, a column is missing, or a label is something else; the line is named.
+    """
+    if not path.is_file():
+        raise ValueError(f"labels must be a CSV file, found none at {path}")
+    found: dict[str, bool] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        columns = rows.fieldnames or []
+        name = next((each for each in ("key", "path") if each in columns), None)
+        if name is None or "label" not in columns:
+            raise ValueError(f"{path} must have the columns key,label or path,label, got {','.join(columns) or 'none'}")
+        for row in rows:
+            label = (row["label"] or "").strip().lower()
+            if label not in _LABELS or not row[name]:
+                raise ValueError(f"{path}, line {rows.line_num}: label must be good, bad, 1 or 0 of a named sample, "
+                                 f"got {row[name]!r}, {row['label']!r}")
+            place = PurePosixPath(row[name])
+            key = str(place.parent / place.name.partition(".")[0]) if name == "path" else row[name]
+            found.pop(key, None)
+            found[key] = _LABELS[label]
+    return found
+
+
+def write_labels(path: Path, labels: Mapping[str, bool]) -> None:
+    """Writes `key,label` with good and bad, atomically and onto the disk: not even a power cut leaves half a file."""
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["key", "label"])
+            rows.writerows([key, "good" if good else "bad"] for key, good in labels.items())
+            file.flush()
+            os.fsync(file.fileno())
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, write)
