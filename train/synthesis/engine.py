@@ -143,7 +143,7 @@ def _pool(
 
     return dataset.map_batches(
         _Worker, fn_constructor_kwargs={"stage": stage, "config": config}, batch_size=pool.batch_size,
-        batch_format="pyarrow", compute=ActorPoolStrategy(size=pool.workers), num_gpus=pool.num_gpus,
+        batch_format="pyarrow", compute=ActorPoolStrategy(size=pool.workers, max_tasks_in_flight_per_actor=4), num_gpus=pool.num_gpus,
         num_cpus=pool.num_cpus)
 
 
