@@ -123,7 +123,7 @@ def measure_workers(images: int, side: int, seconds: float) -> int:
     with tempfile.TemporaryDirectory() as name, started(EngineConfig()):
         folder = Path(name)
         make_pictures(folder / "in", images, side)
-        walls = {workers: timed(make_config(folder / "in", folder / f"out{workers}", workers, side, seconds, 4))
+        walls = {workers: timed(make_config(folder / "in", folder / f"out{workers}", workers, side, seconds, 8))
                  for workers in (1, 2)}
     outside = 1 - seconds * images / walls[1]
     print_table([(f"{workers} worker(s)", f"{wall:.1f} s, {images / wall:.2f} images/s")

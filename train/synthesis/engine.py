@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from train.synthesis.config import EngineConfig, PoolConfig, SynthesisConfig
 
 _ROOT = Path(__file__).resolve().parents[2]
+_WAITING = 4  # batches at a worker, so that it never waits for its next one
 _APPENDIX = " Failed to apply UDF transform"  # what Ray Data adds to a worker's message
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
           "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -143,8 +144,8 @@ def _pool(
 
     return dataset.map_batches(
         _Worker, fn_constructor_kwargs={"stage": stage, "config": config}, batch_size=pool.batch_size,
-        batch_format="pyarrow", compute=ActorPoolStrategy(size=pool.workers), num_gpus=pool.num_gpus,
-        num_cpus=pool.num_cpus)
+        batch_format="pyarrow", num_gpus=pool.num_gpus, num_cpus=pool.num_cpus,
+        compute=ActorPoolStrategy(size=pool.workers, max_tasks_in_flight_per_actor=_WAITING))
 
 
 class _Worker:
