@@ -170,7 +170,8 @@ class AlignmentShop(Workshop):
         folder = self._folder / run.folder.name / f"drawn-{count}"
         with run.averaged_weights():
             pipeline = Text2LayerPipeline(task.checkpoint(run.images), self._device)
-            drawn = draw(pipeline, self._unseen, self._alignment.drawing, folder, [self._judged_by(), self._seed, count])
+            drawn = draw(pipeline, self._unseen, self._alignment.drawing, folder,
+                         [self._judged_by(), self._seed, count])
         figures = intervals(self._judge.figures(drawn)) | self._judge.distances(compose(drawn.layers))
         return {key: asdict(value) for key, value in figures.items()}
 

@@ -45,8 +45,8 @@ def make_judge(
     config = DataConfig(source="shards", size=size, shards=ShardsConfig(files="", held_out=arguments.data))
     source = open_source(config, "held_out")
     judge = PhotographJudge(source, arguments.references, inception=arguments.inception, clip=arguments.clip,
-                            device=device, first=arguments.count)
-    return source, judge, {"inception": str(arguments.inception), "clip": str(arguments.clip)}
+                            saliency=arguments.saliency, device=device, first=arguments.count)
+    return source, judge, {name: str(getattr(arguments, name)) for name in ("inception", "clip", "saliency")}
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -130,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluator", type=Path, help="icon evaluator (default: the one beside the bundled model)")
     parser.add_argument("--inception", type=Path, help="for shards: TorchScript file of the Inception under FID")
     parser.add_argument("--clip", type=Path, help="for shards: folder of a CLIP model (transformers)")
+    parser.add_argument("--saliency", metavar="grabcut|FOLDER",
+                        help="for shards: the masks' reference, a segmentation model (transformers)")
     parser.add_argument("--count", type=int, default=512, help="pictures to draw")
     parser.add_argument("--references", type=int, default=4096, help="true pictures under the Frechet distance")
     parser.add_argument("--steps", type=int, default=50)

@@ -118,8 +118,8 @@ class PhotographJudge:
     """The paper's own judges, networks from files: Inception under FID (clean-fid's resizing) and CLIP's similarity."""
 
     def __init__(
-        self, source: Source, references: int, *, inception: Path | None, clip: Path | None, device: torch.device,
-        first: int,
+        self, source: Source, references: int, *, inception: Path | None, clip: Path | None, saliency: str | None,
+        device: torch.device, first: int,
     ) -> None:
         """Loads what is given; without a file its figures are left out.
 
@@ -128,13 +128,22 @@ class PhotographJudge:
             references: true pictures that the Frechet distance compares with.
             inception: TorchScript file, `inception-2015-12-05.pt` for published figures.
             clip: transformers folder of a CLIP model, ViT-L/14 in the paper.
+            saliency: the reference that masks are compared with, as the paper's IOU (ICON): a transformers folder of a
+                segmentation model, or "grabcut", which needs no weights.
             device: where to compute.
             first: index of the first reference.
 
         Raises:
             ValueError: a file is not there or holds something else.
         """
-        self._source, self._clip = source, None
+        self._source, self._clip, self._saliency = source, None, None
+        if saliency is not None:
+            from train.synthesis.config import SaliencyConfig
+            from train.synthesis.saliency import open_saliency
+
+            self._saliency = open_saliency(
+                SaliencyConfig() if saliency == "grabcut"
+                else SaliencyConfig(backend="transformers", path=saliency, device=device.type))
         self._network: Callable[[Tensor], Tensor] | None = None
         if clip is not None:
             from transformers import CLIPModel, CLIPProcessor
@@ -153,8 +162,11 @@ class PhotographJudge:
             self._references = inception_features(self._network, (compose(block)[0] for block in blocks))
 
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
-        """`layer_figures`, and CLIP's cosine of picture and caption."""
+        """`layer_figures`, CLIP's cosine of picture and caption, the mask's soft IOU with the saliency reference."""
         found = layer_figures(drawn)
+        if self._saliency is not None:
+            seen = torch.stack([self._saliency(picture) for picture in compose(drawn.layers)])
+            found = {"iou_saliency": metrics.soft_iou(drawn.layers.mask, seen), **found}
         if self._clip is not None:
             composed = compose(drawn.layers)
             scores = clip_score(*self._clip, composed, self._source.captions(0, len(composed)))

@@ -210,6 +210,10 @@ def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, 
         part.save_pretrained(tmp_path / "clip")
     assert call({**options, "--clip": str(tmp_path / "clip")}, "--json") == 0
     assert -1 <= json.loads(capsys.readouterr().out)["model"]["similarity"]["value"] <= 1
-    for name, message in (("inception", "a TorchScript file, found none at none"), ("clip", "found no config.json")):
+    assert call({**options, "--saliency": "grabcut"}, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["truth"]["iou_saliency"]["value"] > report["model"]["iou_saliency"]["value"] >= 0
+    for name, message in (("inception", "a TorchScript file, found none at none"), ("clip", "found no config.json"),
+                          ("saliency", "path must be a folder of a transformers model")):
         assert call({**options, f"--{name}": "none"}) == 2
         assert message in capsys.readouterr().err
