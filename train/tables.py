@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,7 +116,7 @@ CODERS = {
     "unfiltered": Coder(data="unfiltered"),
     "filtered": Coder(data="filtered"),
     "balanced": Coder(balanced=True),
-    "area": Coder(losses={"foreground_by_area": True}),
+    "area": Coder(balanced=True, losses={"composition": 0.0, "consistency": 0.0}),
     "no-consistency": Coder(balanced=True, losses={"consistency": 0.0}),
     "no-composition": Coder(balanced=True, losses={"composition": 0.0}),
     "uncertainty": Coder(losses={"uncertainty": True}),
@@ -359,9 +359,16 @@ def write_records(page: Path, config: TablesConfig, results: Mapping[int, Mappin
 
 
 def _recipe(config: TablesConfig) -> dict[str, Any]:
-    """What the figures depend on, as JSON has it."""
-    return json.loads(json.dumps({name: value for name, value in asdict(config).items()
-                                  if name not in {"run", "seeds", "text", "filters"}}))
+    """What the figures depend on, as JSON has it: what is not the default, so that new options change nothing."""
+    skipped = {"run", "seeds", "text", "filters", "trackers"}
+
+    def chosen(section: Any) -> Any:  # noqa: ANN401 - any value of a config
+        if not is_dataclass(section):
+            return section
+        return {item.name: chosen(getattr(section, item.name)) for item in fields(section)
+                if item.name not in skipped and getattr(section, item.name) != item.default}
+
+    return json.loads(json.dumps(chosen(config)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

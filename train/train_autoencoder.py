@@ -30,7 +30,10 @@ _GOLDEN = 0.6180339887498949  # its multiples spread evenly in [0, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of L = L_img + lambda L_mask (eq. 3, 4) and of what we add; the defaults are the paper's.
+    """Weights of L = L_img + lambda L_mask (eq. 3, 4) and of what we add.
+
+    The defaults are the paper's weights with the three terms of ours that came out best in docs/tables.md;
+    configs/cat2i_ae_256.yaml has the paper's alone.
 
     Attributes:
         mask: lambda.
@@ -55,11 +58,11 @@ class LossConfig:
     adversarial: float = 0.5
     adversarial_from: int = 0
     kl: float = 1e-6
-    foreground_by_area: bool = False
+    foreground_by_area: bool = True
     foreground_outside: float = 0.1
     hidden_background: float = 0.0
-    composition: float = 0.0
-    consistency: float = 0.0
+    composition: float = 1.0
+    consistency: float = 0.2
     uncertainty: bool = False
 
 

@@ -173,10 +173,11 @@ def test_uncertainty_weighs_by_learnt_scales(values: dict[str, Any]) -> None:
     assert all(scales[name].item() < 0 for name in ("foreground", "background", "composed"))
 
 
-def test_the_papers_losses_are_the_default() -> None:
+def test_defaults_are_the_papers_weights_and_the_winner_of_the_tables() -> None:
+    """L1, LPIPS, half an adversarial term and LDM's KL; F by area, composition and consistency are ours."""
     assert LossConfig() == LossConfig(mask=1.0, perceptual="lpips", perceptual_weight=1.0, adversarial=0.5, kl=1e-6,
-                                      foreground_by_area=False, hidden_background=0.0, composition=0.0,
-                                      consistency=0.0, uncertainty=False)
+                                      foreground_by_area=True, hidden_background=0.0, composition=1.0,
+                                      consistency=0.2, uncertainty=False)
 
 
 class Difference(nn.Module):
@@ -189,7 +190,7 @@ class Difference(nn.Module):
 
 @torch.no_grad()
 def test_perceptual_network_is_passed_in_and_not_trained(values: dict[str, Any]) -> None:
-    values["losses"] = {"perceptual": "lpips", "perceptual_weight": 2.0, "adversarial": 0.0}
+    values["losses"] = {"perceptual": "lpips", "perceptual_weight": 2.0, "adversarial": 0.0, "foreground_by_area": False}
     config = config_of(values)
     source = make_task(config_of({**values, "losses": {"perceptual": "none", "adversarial": 0.0}}), CPU)._source
     task = AutoencoderTask(config, source, Difference())
