@@ -190,7 +190,8 @@ class Difference(nn.Module):
 
 @torch.no_grad()
 def test_perceptual_network_is_passed_in_and_not_trained(values: dict[str, Any]) -> None:
-    values["losses"] = {"perceptual": "lpips", "perceptual_weight": 2.0, "adversarial": 0.0, "foreground_by_area": False}
+    values["losses"] = {"perceptual": "lpips", "perceptual_weight": 2.0, "adversarial": 0.0,
+                        "foreground_by_area": False}
     config = config_of(values)
     source = make_task(config_of({**values, "losses": {"perceptual": "none", "adversarial": 0.0}}), CPU)._source
     task = AutoencoderTask(config, source, Difference())
