@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ from train.filtered import FilteredSource, FilterFiles, load_filters
 from train.icons.source import IconSource
 from train.judge import Drawing, Drawn, IconJudge, draw, intervals
 from train.pictures import save_grid
+from train.table_records import read_records, write_records
 from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig, LossConfig
 from train.train_diffusion import DiffusionTask, DiffusionTrainingConfig, LatentSource, TextConfig, make_text_encoder
 from train.write_tables import write_tables
@@ -335,40 +336,6 @@ def widen_unet(wide: nn.Module, narrow: nn.Module) -> None:
     for key in ("conv_out.weight", "conv_out.bias"):
         state[key] = state[key].repeat(parts, *[1] * (state[key].ndim - 1))
     wide.load_state_dict(state)
-
-
-def read_records(page: Path, config: TablesConfig) -> dict[int, dict[str, Any]]:
-    """The figures beside a page, seed -> system -> figures.
-
-    Raises:
-        ValueError: they are of another recipe.
-    """
-    path = page.with_suffix(".json")
-    if not path.is_file():
-        return {}
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if stored["recipe"] != _recipe(config):
-        raise ValueError(f"{path} must hold figures of the config's recipe, got another's: choose another --out")
-    return {int(seed): systems for seed, systems in stored["seeds"].items()}
-
-
-def write_records(page: Path, config: TablesConfig, results: Mapping[int, Mapping[str, Any]]) -> None:
-    """Writes the figures beside a page."""
-    record = {"recipe": _recipe(config), "seeds": {str(seed): results[seed] for seed in sorted(results)}}
-    page.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _recipe(config: TablesConfig) -> dict[str, Any]:
-    """What the figures depend on, as JSON has it: what is not the default, so that new options change nothing."""
-    skipped = {"run", "seeds", "text", "filters", "trackers"}
-
-    def chosen(section: Any) -> Any:  # noqa: ANN401 - any value of a config
-        if not is_dataclass(section):
-            return section
-        return {item.name: chosen(getattr(section, item.name)) for item in fields(section)
-                if item.name not in skipped and getattr(section, item.name) != item.default}
-
-    return json.loads(json.dumps(chosen(config)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
