@@ -44,4 +44,5 @@ $(CLI): .venv/.torch
 
 $(ALL): .venv/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[cli,train,synthesis,dev]"
+	$(BIN)/python -c "import rembg"  # its pymatting compiles itself at the first import, a minute's work
 	touch $@ $(CLI)
