@@ -205,7 +205,8 @@ and caption; IOU that of the mask and the saliency reference run on the composed
 thing and place the share found by text; leakage the share of backgrounds that still hold the thing (1 % of true ones
 would); fringe in 1/255; ghost 1 is no trace."""
 _VERDICT_NOTE = """"yes" and "no": every seed agrees and the intervals are apart in each. "leans": every seed
-agrees, some intervals overlap. "undecided": the seeds disagree."""
+agrees, some intervals overlap. "undecided": the seeds disagree. The intervals are those of the pictures drawn; another
+training, with the other seed, can move a figure further than they say, as the rows above show."""
 _TRIES_NOTE = """Every try, beside the paper's two variants and the balanced one. "F by area" is the
 foreground's L1 normalised by the mask's area, and "B by area" the background's where the mask covers it, with the same
 weight as the rest of B."""
