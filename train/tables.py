@@ -155,8 +155,9 @@ SYSTEMS = {
     "no-composition": System(title="balanced without the composition's L1", coder="no-composition", tried=True),
     "uncertainty": System(title="the paper's terms weighted by uncertainty", coder="uncertainty", tried=True),
     "channels-16": System(title="balanced, 16 latent channels", coder="channels-16", tried=True),
-    "hidden": System(title="balanced, and B by area where F hides it", coder="hidden", tried=True),
-    "hidden-noise": System(title="the same, and noise on the decoder's latents", coder="hidden-noise", tried=True),
+    "hidden": System(title="balanced, B by area", coder="hidden", tried=True),
+    "hidden-noise": System(title="balanced, B by area, noise on the decoder's latents", coder="hidden-noise",
+                           tried=True),
 }
 
 
