@@ -42,6 +42,15 @@ def write_file(path: str | Path, write: Writer) -> None:
     write_files({Path(path): write})
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Writes one UTF-8 file; see `write_files`."""
+
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8", newline="\n")
+
+    write_file(path, write)
+
+
 @contextmanager
 def _staged(paths: Sequence[Path]) -> Generator[list[Path], None, None]:
     """Temporary names beside the paths, renamed together at the end, removed on an error or Ctrl-C."""

@@ -395,6 +395,6 @@ def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Ten
     return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of another library's error, without its line breaks."""
     return " ".join(str(error).split())

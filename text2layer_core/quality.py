@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .atomic import write_file
 from .checkpoint import CheckpointError, check_is_safetensors, check_keys, one_line, parse_config
 from .layers import check_float_tensor, check_range
 
@@ -274,23 +274,26 @@ def save_quality_filter(path: str | Path, model: QualityFilter) -> None:
     metadata = {_FORMAT: _FORMAT_VERSION}
     metadata |= {f"{_FORMAT}.{name}": value for name, value in zip(_METADATA, values, strict=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata)
-        temporary.replace(path)
+        write_file(path, lambda file: save_file(tensors, file, metadata))
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {one_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def load_quality_filter(path: str | Path, device: str | torch.device = "cpu") -> QualityFilter:
+def load_quality_filter(
+    path: str | Path, device: str | torch.device = "cpu", *, kind: str | None = None
+) -> QualityFilter:
     """Reads a file of `save_quality_filter`, strictly, in eval mode and frozen.
+
+    Args:
+        path: of the file.
+        device: where it goes.
+        kind: that it must be of; None takes either.
 
     Raises:
         CheckpointError: there is no such file, or it is truncated, pickled, of another kind or version, or lacks a
             tensor.
-        ValueError: transformers is not installed.
+        ValueError: transformers is not installed, or the filter is of the other kind.
     """
     path = Path(path)
     _need_transformers()
@@ -304,6 +307,8 @@ def load_quality_filter(path: str | Path, device: str | torch.device = "cpu") ->
         raise CheckpointError(f"{path} is truncated or damaged: {one_line(error)}") from error
     expected = model.state_dict()
     check_keys(str(path), *({key: tuple(value.shape) for key, value in each.items()} for each in (expected, state)))
+    if kind not in (None, model.kind):
+        raise ValueError(f"the {kind} filter must be of kind {kind}, got one of kind {model.kind} in {path}")
     model.load_state_dict(state)
     return model.eval().requires_grad_(False).to(device)
 

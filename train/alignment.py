@@ -17,10 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from text2layer_core.atomic import write_file
 from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
 from text2layer_core.checkpoint import CheckpointError, one_line, parse_config
 from text2layer_core.compositing import blend
 from train.data import Source, expand
+from train.init_from_sd import layered_stem
 from train.sd_weights import read_sd
 
 if TYPE_CHECKING:
@@ -126,9 +128,7 @@ def start_as_flat(autoencoder: CaT2IAutoencoder, flat: ImageAutoencoder, coverag
         coverage: share of the picture that masks cover: the foreground's weight in the encoder's first layer.
     """
     state = {key: tensor for key, tensor in flat.state_dict().items() if not key.startswith("heads.")}
-    stem = state["encoder.conv_in.weight"]
-    state["encoder.conv_in.weight"] = torch.cat(
-        [coverage * stem, (1 - coverage) * stem, torch.zeros_like(stem[:, : stem.shape[1] // 3])], dim=1)
+    state["encoder.conv_in.weight"] = layered_stem(state["encoder.conv_in.weight"], coverage)
     autoencoder.load_state_dict(state, strict=False)
     head = cast("Mapping[str, Tensor]", flat.heads["composed"].state_dict())
     for name, own in autoencoder.heads.items():
@@ -140,12 +140,8 @@ def save_image_autoencoder(path: Path, autoencoder: ImageAutoencoder) -> None:
     """Writes an image autoencoder for `open_reference`, to a temporary name first."""
     state = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in autoencoder.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
-        save_file(state, temporary, metadata={_IMAGE_AUTOENCODER: json.dumps(asdict(autoencoder.config))})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    metadata = {_IMAGE_AUTOENCODER: json.dumps(asdict(autoencoder.config))}
+    write_file(path, lambda file: save_file(state, file, metadata=metadata))
 
 
 def _read_image_autoencoder(path: Path) -> ImageAutoencoder | None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
+from text2layer_core.atomic import write_text
 from text2layer_core.autoencoder import CaT2IAutoencoder
 from text2layer_core.compositing import compose
 from text2layer_core.pipeline import Text2LayerPipeline
@@ -184,10 +185,8 @@ class AlignmentShop(Workshop):
 
 
 def _store(path: Path, key: object, figures: object) -> None:
-    temporary = path.with_suffix(".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps({"key": key, "figures": figures}), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps({"key": key, "figures": figures}))
 
 
 def images_to_reach(found: Mapping[int, Mapping[str, Any]], figure: str, goal: float, sign: int) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from text2layer_core.atomic import write_text
 from text2layer_core.compositing import blend
 from text2layer_core.quality import QualityFilter, decide_quality, load_quality_filter, score_samples
 from train.data import Source, expand, fingerprint
@@ -36,11 +37,7 @@ def load_filters(files: FilterFiles, device: torch.device | str = "cpu") -> dict
     Raises:
         ValueError: a file is no filter, or one of the other kind.
     """
-    found = {kind: load_quality_filter(expand(path), device) for kind, path in vars(files).items()}
-    for kind, each in found.items():
-        if each.kind != kind:
-            raise ValueError(f"filters: {kind} must be a filter of kind {kind}, got one of kind {each.kind}")
-    return found
+    return {kind: load_quality_filter(expand(path), device, kind=kind) for kind, path in vars(files).items()}
 
 
 class FilteredSource:
@@ -135,9 +132,7 @@ class FilteredSource:
 
     def _store(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"key": self._key, "seen": self._seen, "kept": self._kept}), encoding="utf-8")
-        temporary.replace(self._path)
+        write_text(self._path, json.dumps({"key": self._key, "seen": self._seen, "kept": self._kept}))
 
 
 def _digest(model: QualityFilter) -> str:

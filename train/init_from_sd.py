@@ -96,8 +96,7 @@ def autoencoder_from_sd(
     weights, origins = dict(sd.autoencoder_weights), Origins()
     last = weights.pop("decoder.conv_out.weight"), weights.pop("decoder.conv_out.bias")
     stem = weights["encoder.conv_in.weight"]
-    weights["encoder.conv_in.weight"] = torch.cat(
-        [coverage * stem, (1 - coverage) * stem, stem.new_zeros(len(stem), 1, 3, 3)], dim=1)
+    weights["encoder.conv_in.weight"] = layered_stem(stem, coverage)
     origins.widened.append("encoder.conv_in.weight")
     if channels > narrow:
         wide = _widened_latent(weights, dict(autoencoder.state_dict()), narrow, channels)
@@ -112,6 +111,14 @@ def autoencoder_from_sd(
         else:
             origins.new += [f"heads.{name}.{key}" for key in head.state_dict()]
     return autoencoder.eval(), origins
+
+
+def layered_stem(stem: Tensor, coverage: float) -> Tensor:
+    """A first convolution of pictures for the stack [F, B, m]: (out, 3 n, k, k) -> (out, 7 n, k, k).
+
+    F counts by the mask's mean coverage and B by the rest, the mask not at all; see `autoencoder_from_sd`.
+    """
+    return torch.cat([coverage * stem, (1 - coverage) * stem, torch.zeros_like(stem[:, : stem.shape[1] // 3])], dim=1)
 
 
 def _widened_latent(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from text2layer_core.atomic import write_file
 from text2layer_core.checkpoint import unet_config
 from text2layer_core.unet import build_unet
 
@@ -108,12 +108,7 @@ def save_lora(path: Path, unet: UNet2DConditionModel, section: LoraSection, card
         tensors[f"{flat}.alpha"] = torch.tensor(float(section.alpha))
     metadata = {"text2layer.lora": json.dumps(asdict(section)), "text2layer.card": json.dumps(card)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, lambda file: save_file(tensors, file, metadata=metadata))
 
 
 def _adapted(unet: nn.Module) -> Iterator[tuple[str, Any]]:

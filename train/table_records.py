@@ -8,6 +8,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from text2layer_core.atomic import write_text
+
 if TYPE_CHECKING:
     from train.tables import TablesConfig
 
@@ -30,7 +32,7 @@ def read_records(page: Path, config: TablesConfig) -> dict[int, dict[str, Any]]:
 def write_records(page: Path, config: TablesConfig, results: Mapping[int, Mapping[str, Any]]) -> None:
     """Writes the figures beside a page."""
     record = {"recipe": recipe(config), "seeds": {str(seed): results[seed] for seed in sorted(results)}}
-    page.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_text(page.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
 
 def recipe(config: TablesConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
+from text2layer_core.atomic import write_text
 from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
 from text2layer_core.checkpoint import bundled_model_path
 from text2layer_core.compositing import compose
@@ -188,9 +189,7 @@ class Workshop:
         if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
             return stored["figures"]
         figures = self._measure(name, evaluator)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"key": key, "figures": figures}), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, json.dumps({"key": key, "figures": figures}))
         return figures
 
     def _key(self, name: str) -> dict[str, Any]:

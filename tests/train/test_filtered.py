@@ -95,5 +95,5 @@ def test_files_of_the_wrong_kind(filters: dict[str, QualityFilter], tmp_path: Pa
     files = {kind: str(tmp_path / f"{kind}.safetensors") for kind in filters}
     assert [(kind, each.kind) for kind, each in load_filters(FilterFiles(**files)).items()] == [
         ("mask", "mask"), ("inpainting", "inpainting")]
-    with pytest.raises(ValueError, match="filters: mask must be a filter of kind mask, got one of kind inpainting"):
+    with pytest.raises(ValueError, match="the mask filter must be of kind mask, got one of kind inpainting"):
         load_filters(FilterFiles(mask=files["inpainting"], inpainting=files["inpainting"]))

@@ -118,7 +118,7 @@ class Filter:
 def filters(monkeypatch: pytest.MonkeyPatch) -> dict[str, Filter]:
     made = {kind: Filter(kind) for kind in ("mask", "inpainting")}
     module: Any = types.ModuleType("text2layer_core.quality")
-    module.load_quality_filter = lambda path, device: made[Path(path).name]
+    module.load_quality_filter = lambda path, device, *, kind: made[Path(path).name]
     monkeypatch.setitem(sys.modules, "text2layer_core.quality", module)
     return made
 
@@ -137,12 +137,10 @@ def test_classifiers_score_and_drop(config: SynthesisConfig, filters: dict[str, 
     assert "inpainting_score" not in dropped.facts, "no time is spent on the hole of a bad mask"
     strict = replace(both, inpainting_threshold=0.9)
     assert run(replace(config, filters=strict))[0].dropped == "inpainting_score"
-    with pytest.raises(ValueError, match="filters: mask must be a classifier of kind mask, got one of kind inpainting"):
-        stages.FindMask(replace(config, filters=FiltersConfig(mask="inpainting")))
 
 
 def test_classifiers_of_the_real_class(config: SynthesisConfig, tmp_path: Path) -> None:
-    """Random weights: the score in the sample is that of the classifier called by hand."""
+    """Random weights: the score in the sample is that of the classifier called by hand; the wrong kind is refused."""
     quality = pytest.importorskip("text2layer_core.quality")
     torch.manual_seed(0)
     for kind in ("mask", "inpainting"):
@@ -154,6 +152,8 @@ def test_classifiers_of_the_real_class(config: SynthesisConfig, tmp_path: Path) 
     for kind, picture in (("mask", torch.cat([image, mask])), ("inpainting", background)):
         expected = quality.load_quality_filter(paths[kind]).scores(picture[None])[0]
         assert sample.facts[f"{kind}_score"] == pytest.approx(float(expected), abs=1e-4)
+    with pytest.raises(ValueError, match="the mask filter must be of kind mask, got one of kind inpainting"):
+        stages.FindMask(replace(config, filters=FiltersConfig(mask=str(tmp_path / "inpainting.safetensors"))))
 
 
 def test_clips_score(config: SynthesisConfig, tmp_path: Path) -> None:

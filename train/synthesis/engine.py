@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.synthesis.errors import one_line
+from text2layer_core.checkpoint import one_line
 from train.synthesis.inputs import InputShard, plan
 from train.synthesis.rows import Sample, Table, from_table, to_table
 from train.synthesis.stages import FillHole, FindMask, cut, decode, encode

@@ -1,4 +1,4 @@
-"""What models raise, and errors on one line."""
+"""What models raise."""
 
 from __future__ import annotations
 
@@ -19,8 +19,3 @@ def model_errors() -> tuple[type[BaseException], ...]:
         kinds = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
         found.extend(kinds)
     return tuple(found)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text on one line, cut where it is long."""
-    return " ".join(str(error).split())[:300]

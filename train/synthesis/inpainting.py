@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.synthesis.errors import model_errors, one_line
+from text2layer_core.checkpoint import one_line
+from train.synthesis.errors import model_errors
 from train.synthesis.tensors import to_bytes, to_pil, to_tensor
 
 if TYPE_CHECKING:

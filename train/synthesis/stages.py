@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from text2layer_core.checkpoint import one_line
 from text2layer_core.decompose import paste_back
 from text2layer_core.foreground import estimate_foreground
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.report import layer_thumbnails
-from train.synthesis.errors import model_errors, one_line
+from train.synthesis.errors import model_errors
 from train.synthesis.images import Refused, decode_picture
 from train.synthesis.inpainting import open_inpainter
 from train.synthesis.inputs import read, read_caption, read_origin
@@ -214,10 +215,7 @@ def _open_filter(path: str | None, config: FiltersConfig, kind: str) -> Any:  # 
         return None
     from text2layer_core.quality import load_quality_filter
 
-    found = load_quality_filter(Path(path).expanduser(), config.device)
-    if found.kind != kind:
-        raise ValueError(f"filters: {kind} must be a classifier of kind {kind}, got one of kind {found.kind} in {path}")
-    return found
+    return load_quality_filter(Path(path).expanduser(), config.device, kind=kind)
 
 
 def _judge(sample: Sample, kind: str, model: Any, picture: Tensor, threshold: float | None) -> None:  # noqa: ANN401
