@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -182,6 +183,25 @@ def clip_score(
     with torch.no_grad():
         found = model(**inputs.to(model.device))
     return torch.cosine_similarity(found.image_embeds, found.text_embeds)
+
+
+def load_clip(folder: str | Path, device: str | torch.device = "cpu") -> tuple[CLIPModel, CLIPProcessor]:
+    """What `clip_score` takes, from a transformers folder (ViT-L/14 in the paper); nothing is downloaded.
+
+    Raises:
+        ValueError: the folder holds no CLIP model.
+    """
+    check_clip(folder)
+    from transformers import CLIPModel, CLIPProcessor
+
+    model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+    return model.eval().to(device), CLIPProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def check_clip(folder: str | Path) -> None:
+    """Raises ValueError where `load_clip` would find nothing; loads nothing."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"clip must be a folder with a CLIP model, found no config.json in {folder}")
 
 
 def _pil(picture: Tensor) -> Image:

@@ -7,16 +7,22 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from text2layer_core import metrics, report
 from text2layer_core.compositing import compose
-from text2layer_core.distribution import clip_score, frechet_distance, inception_features, kernel_distance
+from text2layer_core.distribution import (
+    clip_score,
+    frechet_distance,
+    inception_features,
+    kernel_distance,
+    load_clip,
+)
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.pipeline import Text2LayerPipeline
 from train.data import ArrayCache, Source
@@ -146,13 +152,7 @@ class PhotographJudge:
                 else SaliencyConfig(backend="transformers", path=saliency, device=device.type))
         self._network: Callable[[Tensor], Tensor] | None = None
         if clip is not None:
-            from transformers import CLIPModel, CLIPProcessor
-
-            if not (clip / "config.json").is_file():
-                raise ValueError(f"--clip must be a folder with a CLIP model, found no config.json in {clip}")
-            model = CLIPModel.from_pretrained(clip, local_files_only=True).eval()
-            cast("nn.Module", model).to(device)
-            self._clip = model, CLIPProcessor.from_pretrained(clip, local_files_only=True)
+            self._clip = load_clip(clip, device)
         if inception is not None:
             if not inception.is_file():
                 raise ValueError(f"--inception must be a TorchScript file, found none at {inception}")

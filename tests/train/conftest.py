@@ -1,11 +1,13 @@
-"""A small sprite cache, drawn instead of rasterised, for the tests of data and training."""
+"""For the tests of data and training: a small sprite cache, drawn instead of rasterised, and a fresh accelerate."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from train.icons.sprites import SpriteCache, save_sprites
@@ -20,6 +22,14 @@ THINGS = {  # key -> colours in the styles fluent and noto, opacity, width of th
     "unicorn": ((0.95, 0.55, 0.7), (0.15, 0.15, 0.17), 1.0, 0.1),
 }
 SYNONYMS = {"ball": ("sphere",), "box": ("cube", "crate")}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its state for the whole process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def draw(key: str, style: int, side: int) -> Tensor:

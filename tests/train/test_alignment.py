@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from tests.train.sd_models import save_folder
 from tests.train.test_tables import command  # noqa: F401 - a fixture
@@ -30,11 +28,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few_reconstructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for a figure here."""
     monkeypatch.setattr(tables, "_RECONSTRUCTIONS", 16)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture

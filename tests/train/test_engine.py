@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from train.engine import Objective, Part, Run, TrainingConfig, ema_decay, fit, learning_rate, resume, update_ema
 from train.pictures import save_grid
 
 CONFIG = TrainingConfig(images=40, batch_size=4, learning_rate=0.1, ema_half_life=8, save_images=16, sheet_images=20)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its state for the whole process."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 class Line(nn.Module):

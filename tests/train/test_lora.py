@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -31,11 +29,9 @@ RANK, ALPHA = 3, 6.0
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for a tokenizer here."""
     monkeypatch.setattr(train_diffusion, "_TOKENIZER_CAPTIONS", 100)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from tests.train.test_engine import CONFIG, LineTask
 from tests.train.test_train_autoencoder import values as autoencoder_values  # noqa: F401 - a fixture
@@ -33,11 +32,9 @@ KINDS: dict[str, tuple[type[Any], Callable[[Any, torch.device], Any]]] = {
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for a tokenizer here."""
     monkeypatch.setattr(train_diffusion, "_TOKENIZER_CAPTIONS", 100)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(params=list(KINDS))

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,6 @@ TRAINERS: dict[str, tuple[type[Any], Any]] = {
     "diffusion": (DiffusionTrainingConfig, make_diffusion_task),
 }
 STEPS, STOP = 4, 2
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])

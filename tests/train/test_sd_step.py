@@ -6,11 +6,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from benchmarks import common, decode, layers_compose, nodes, refine, sampling, speed, training
 from benchmarks.sd_step import main
@@ -18,14 +17,6 @@ from benchmarks.sd_step import main
 ROOT = Path(__file__).parents[2]
 SMALL_UNET = ["--set", "data.size=64", "--set", "unet.block_out_channels=[32, 64, 64, 64]"]
 SMALL_AUTOENCODER = ["--set", "data.size=64", "--set", "autoencoder.block_out_channels=[32, 32, 32, 32]"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its state for the whole process."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def figures(printed: str) -> tuple[float, float]:

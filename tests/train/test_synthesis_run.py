@@ -141,7 +141,7 @@ def test_again_does_nothing_but_the_report(
     ("saliency.backend=rembg", "backend rembg must have a path of its weights, got none"),
     ("saliency.backned=rembg", "unknown key backned (nearest: backend)"),
     ("filters.mask=/none", "filters: mask must be a classifier's safetensors file, found none at /none"),
-    ("filters.clip=/none", "filters: clip must be a folder with a CLIP model, found no config.json in /none"),
+    ("filters.clip=/none", "clip must be a folder with a CLIP model, found no config.json in /none"),
     ("engine.saliency.workers=0", "workers must be at least 1 and finite, got 0"),
 ])
 def test_bad_input_is_one_line(

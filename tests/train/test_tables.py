@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 
 from tests.train.evaluators import PLACES, make_evaluator
 from tests.train.test_check import make_model
@@ -28,11 +26,9 @@ from train.write_tables import CLAIMS, claim_verdict
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few_reconstructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for a figure here."""
     monkeypatch.setattr(tables, "_RECONSTRUCTIONS", 16)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Accelerate keeps its state for the whole process; a few captions are enough for a tokenizer here."""
+def few_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for a tokenizer here."""
     monkeypatch.setattr(train_diffusion, "_TOKENIZER_CAPTIONS", 100)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def save_autoencoder(path: Path, seed: int = 0, channels: int = 4) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 
 from tests.train.evaluators import PLACES, make_evaluator, training_values
 from text2layer_core.checkpoint import CheckpointError
@@ -29,12 +27,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Accelerate keeps its state for the whole process; a few captions are enough for a tokenizer here."""
+def few_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for a tokenizer here."""
     monkeypatch.setattr(train_evaluator, "_TOKENIZER_CAPTIONS", 200)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from torch.nn import functional
 
 from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
@@ -27,12 +25,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Accelerate keeps its state for the whole process; a few captions are enough for a tokenizer here."""
+def few_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for a tokenizer here."""
     monkeypatch.setattr(train_diffusion, "_TOKENIZER_CAPTIONS", 100)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from text2layer_core.checkpoint import one_line
 from text2layer_core.decompose import paste_back
+from text2layer_core.distribution import check_clip, clip_score, load_clip
 from text2layer_core.foreground import estimate_foreground
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.report import layer_thumbnails
@@ -40,8 +41,8 @@ def check_filters(config: FiltersConfig) -> None:
     for kind, path in (("mask", config.mask), ("inpainting", config.inpainting)):
         if path is not None and not Path(path).expanduser().is_file():
             raise ValueError(f"filters: {kind} must be a classifier's safetensors file, found none at {path}")
-    if config.clip is not None and not (Path(config.clip).expanduser() / "config.json").is_file():
-        raise ValueError(f"filters: clip must be a folder with a CLIP model, found no config.json in {config.clip}")
+    if config.clip is not None:
+        check_clip(Path(config.clip).expanduser())
 
 
 def decode(table: Table, config: SynthesisConfig) -> Table:
@@ -111,7 +112,8 @@ class FillHole:
         self._model = open_inpainter(config.inpainting) if config.input.kind != "layered" else None
         self._filters = config.filters
         self._filter = _open_filter(config.filters.inpainting, config.filters, "inpainting")
-        self._clip = _open_clip(config.filters)
+        clip = config.filters.clip
+        self._clip = None if clip is None else load_clip(Path(clip).expanduser(), config.filters.device)
         self._guard = _Guard("inpainting")
 
     def __call__(self, table: Table) -> Table:
@@ -133,8 +135,6 @@ class FillHole:
             _judge(sample, "inpainting", self._filter, picture.to(self._filters.device),
                    self._filters.inpainting_threshold)
         if sample.alive and self._clip is not None:
-            from text2layer_core.distribution import clip_score
-
             scores = clip_score(*self._clip, [to_tensor(sample.array("image"))], [sample.caption or ""])
             sample.facts["clip_score"] = round(float(scores[0]), 5)
 
@@ -223,16 +223,6 @@ def _judge(sample: Sample, kind: str, model: Any, picture: Tensor, threshold: fl
     sample.facts[f"{kind}_score"] = round(score, 5)
     if score < (model.threshold if threshold is None else threshold):
         sample.dropped = f"{kind}_score"
-
-
-def _open_clip(config: FiltersConfig) -> tuple[Any, Any] | None:
-    if config.clip is None:
-        return None
-    from transformers import CLIPModel, CLIPProcessor
-
-    folder = Path(config.clip).expanduser()
-    model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
-    return model.to(config.device).eval(), CLIPProcessor.from_pretrained(folder, local_files_only=True)
 
 
 def _thumbnail(parts: dict[str, np.ndarray]) -> bytes:
