@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", 
 SHOTS = Path(os.environ.get("TEXT2LAYER_SCREENSHOTS", Path(__file__).parents[2] / "out" / "screenshots"))
 KEYS = ["ball", "cone", "egg"]
 SIDE = 96
+TIMEOUT = 60_000  # ms
 
 
 def scenes() -> torch.Tensor:
@@ -63,7 +65,7 @@ def page(server: LabelServer) -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=OPTIONS)
         page = browser.new_page(viewport={"width": 1400, "height": 700})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(TIMEOUT)
         problems: list[str] = []
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -75,13 +77,12 @@ def page(server: LabelServer) -> Iterator[Any]:
 
 
 def shows(page: Any, key: str, progress: str) -> None:
-    """Waits until that sample and its four pictures are there."""
-    page.wait_for_function(
-        "([key, progress, side]) => document.getElementById('key').textContent.endsWith(key)"
-        " && document.getElementById('progress').textContent === progress"
-        " && [...document.querySelectorAll('main img')].every(i => i.complete && i.naturalWidth === side)",
-        arg=[key, progress, SIDE],
-    )
+    """Waits until that sample and its four pictures are there. (wait_for_function would poll by eval, which the page's
+    Content-Security-Policy rightly forbids.)"""
+    sync_api.expect(page.locator("#key")).to_have_text(re.compile(re.escape(key) + "$"), timeout=TIMEOUT)
+    sync_api.expect(page.locator("#progress")).to_have_text(progress, timeout=TIMEOUT)
+    widths = [image.evaluate("i => i.decode().then(() => i.naturalWidth)") for image in page.locator("main img").all()]
+    assert widths == [SIDE] * 4
 
 
 def test_labelling_with_the_keyboard(page: Any, labels: Path) -> None:
@@ -114,7 +115,7 @@ def test_labelling_with_the_keyboard(page: Any, labels: Path) -> None:
 def test_what_could_not_be_saved_is_said(page: Any, labels: Path) -> None:
     labels.mkdir()
     page.keyboard.press("g")
-    page.wait_for_function("document.getElementById('error').textContent.startsWith('not saved')")
+    sync_api.expect(page.locator("#error")).to_have_text(re.compile("^not saved"), timeout=TIMEOUT)
     assert page.inner_text("#progress") == "0 of 3 labelled"
     labels.rmdir()
     page.keyboard.press("g")
