@@ -7,6 +7,8 @@ TORCH ?= $(if $(filter Linux,$(shell uname -s)),torch==2.13.0,torch)
 BIN := .venv/bin
 CLI := .venv/.installed-cli
 ALL := .venv/.installed-all
+# Two workers of one thread each: more threads than cores make everything many times slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: demo test test-slow test-unit lint comfyui clean
 
@@ -14,13 +16,13 @@ demo: $(CLI)
 	$(BIN)/python -m text2layer_core "$(PROMPT)" --out demo
 
 test: $(ALL)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(ALL)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-unit: $(ALL)
-	$(BIN)/python -m pytest tests/core tests/train tests/nodes -m "not (slow or gpu or comfy or browser)"
+	$(PYTEST) tests/core tests/train tests/nodes -m "not (slow or gpu or comfy or browser)"
 
 lint: $(ALL)
 	$(BIN)/ruff check .

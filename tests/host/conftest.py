@@ -19,7 +19,6 @@ NO_HOST = (
     "of its own or COMFYUI_PYTHON"
 )
 HOSTS = find_hosts()
-TESTED: set[str] = set()
 
 
 @pytest.fixture(
@@ -28,7 +27,6 @@ TESTED: set[str] = set()
     ids=[host.version for host in HOSTS] or ["none"],
 )
 def host(request: pytest.FixtureRequest) -> Host:
-    TESTED.add(request.param.version)
     return request.param
 
 
@@ -65,6 +63,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"host tests: {line}")
     if not HOSTS:
         terminalreporter.write_line(f"host tests: {NO_HOST}")
-    elif TESTED:
-        versions = ", ".join(host.version for host in HOSTS if host.version in TESTED)
-        terminalreporter.write_line(f"host tests: ran on ComfyUI {versions}")
+    ran = {report.nodeid for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])}
+    if tested := [host.version for host in HOSTS if any(f"[{host.version}" in name for name in ran)]:
+        terminalreporter.write_line(f"host tests: ran on ComfyUI {', '.join(tested)}")

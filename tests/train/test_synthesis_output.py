@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,15 @@ def test_a_table_keeps_a_sample() -> None:
     assert found == sample
     with pytest.raises(TypeError, match="part image must be an array by now, got NoneType"):
         found.array("image")
+
+
+def test_a_table_lets_go_of_its_samples() -> None:
+    """A worker makes tables for weeks."""
+    sample = made(0, 0, 1, parts={"image": np.zeros((4, 4, 3), np.uint8)})
+    gone = weakref.ref(sample.array("image"))
+    to_table([sample])
+    sample.parts.clear()
+    assert gone() is None
 
 
 def test_shards_hold_what_was_kept_in_the_inputs_order(config: SynthesisConfig, shards: list[InputShard]) -> None:

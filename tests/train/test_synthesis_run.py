@@ -22,6 +22,8 @@ from PIL import Image
 from train.config import load_config
 from train.shards import ShardsConfig, ShardSource
 from train.synthesis.config import SynthesisConfig
+from train.synthesis.engine import samples
+from train.synthesis.inputs import list_shards
 from train.synthesize import main, synthesize
 
 pytest.importorskip("ray")
@@ -142,6 +144,7 @@ def test_again_does_nothing_but_the_report(
     ("saliency.backned=rembg", "unknown key backned (nearest: backend)"),
     ("filters.mask=/none", "filters: mask must be a classifier's safetensors file, found none at /none"),
     ("filters.clip=/none", "clip must be a folder with a CLIP model, found no config.json in /none"),
+    ("engine.num_cpus=1", "num_cpus must be at least 2 and finite, got 1"),
     ("engine.saliency.workers=0", "workers must be at least 1 and finite, got 0"),
 ])
 def test_bad_input_is_one_line(
@@ -158,6 +161,19 @@ def test_more_gpus_than_there_are(tmp_path: Path, folder: Path, ray: None, capfd
     """Ray would wait for them for ever."""
     assert main(["--config", str(small(tmp_path, folder)), "--set", "engine.saliency.num_gpus=64"]) == 2
     assert "engine: workers ask for 64 GPUs" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_last_stage_does_not_wait_for_the_first(tmp_path: Path, folder: Path, ray: None) -> None:
+    """Finished samples come while most have not been begun, though two CPUs do not give every stage one of its own."""
+    changes = ["engine.saliency.batch_size=1", "engine.inpainting.batch_size=1", "input.samples_per_shard=30"]
+    for index in range(30, 120):
+        shutil.copy(folder / f"{index % 30:03d}.png", folder / f"{index:03d}.png")
+        (folder / f"{index:03d}.txt").write_text("a thing", encoding="utf-8")
+    config = load_config(small(tmp_path, folder, seconds=0.1), changes, SynthesisConfig)
+    found = [(sample.began, time.time()) for sample in samples(config, list_shards(config.input)) if sample.alive]
+    _, first_finished = found[0]
+    assert sum(began > first_finished for began, _ in found) > len(found) / 2
 
 
 @pytest.mark.slow

@@ -60,6 +60,7 @@ def command(sprites: SpriteCache, sprite_file: Path, tmp_path: Path) -> list[str
             "--out", str(tmp_path / "tables.md")]
 
 
+@pytest.mark.slow
 def test_every_system_and_what_is_done_is_skipped(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

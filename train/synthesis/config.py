@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 PILLOW_MEGAPIXELS = 178  # above it Pillow itself refuses a picture
 SIDE_OF_SIZES = 512  # lengths in pixels are those of a picture with this shorter side, the paper's
+LEAST_CPUS = 2  # of Ray: one plans, the other decodes, cuts and encodes
 Device = str
 
 
@@ -258,7 +259,7 @@ class EngineConfig:
 
     Attributes:
         address: of a Ray cluster ("auto", "ray://host:10001"); None starts Ray on this machine for this run.
-        num_cpus: of the local Ray; None takes all cores.
+        num_cpus: of the local Ray, at least 2; None takes all cores.
         object_store_mb: memory of the local Ray for samples between stages.
         saliency: its workers.
         inpainting: its workers.
@@ -279,7 +280,7 @@ class EngineConfig:
         """Checks the numbers."""
         _at_least("object_store_mb", self.object_store_mb, 80)
         if self.num_cpus is not None:
-            _at_least("num_cpus", self.num_cpus, 1)
+            _at_least("num_cpus", self.num_cpus, LEAST_CPUS)
         if not 0 <= self.compress_level <= 9:
             raise ValueError(f"compress_level must lie between 0 and 9, got {self.compress_level}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -10,9 +11,10 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from text2layer_core.checkpoint import one_line
+from train.synthesis.config import LEAST_CPUS
 from train.synthesis.inputs import InputShard, plan
 from train.synthesis.rows import Sample, Table, from_table, to_table
 from train.synthesis.stages import FillHole, FindMask, cut, decode, encode
@@ -20,8 +22,10 @@ from train.synthesis.stages import FillHole, FindMask, cut, decode, encode
 if TYPE_CHECKING:
     from train.synthesis.config import EngineConfig, PoolConfig, SynthesisConfig
 
+Resource: TypeAlias = Literal["CPU", "GPU"]
 _ROOT = Path(__file__).resolve().parents[2]
 _WAITING = 4  # batches at a worker, so that it never waits for its next one
+_STAGES = 3  # on CPUs beside the planning: decode, cut, encode
 _APPENDIX = " Failed to apply UDF transform"  # what Ray Data adds to a worker's message
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_DEDUP_LOGS": "0",
           "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -66,7 +70,8 @@ def started(config: EngineConfig) -> Generator[None]:
                    "runtime_env": {"py_modules": packages}}
     else:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        options |= {"num_cpus": config.num_cpus or os.cpu_count(), "object_store_memory": config.object_store_mb << 20}
+        options |= {"num_cpus": config.num_cpus or max(LEAST_CPUS, os.cpu_count() or 0),
+                    "object_store_memory": config.object_store_mb << 20}
     try:
         with _silent():
             ray.init(**options)
@@ -120,16 +125,38 @@ def _dataset(config: SynthesisConfig, shards: Sequence[InputShard]) -> Any:  # n
 
     pools = config.engine
     rows = min(pools.saliency.batch_size, pools.inpainting.batch_size)
-    options: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
-    given: dict[str, Any] = {"fn_kwargs": {"config": config}}
+    options: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True,
+                               "num_cpus": _share(pools), "fn_kwargs": {"config": config}}
     texts = [{"shard": shard.to_json()} for shard in shards]
     dataset: Any = ray.data.from_items(texts, override_num_blocks=len(texts))
-    dataset = dataset.map_batches(_planned, **options, **given).repartition(target_num_rows_per_block=rows, strict=True)
-    dataset = dataset.map_batches(decode, **options, **given)
+    dataset = dataset.map_batches(_planned, **options | {"num_cpus": 1}).repartition(target_num_rows_per_block=rows)
+    dataset = dataset.map_batches(decode, **options)
     dataset = _pool(dataset, FindMask, config, pools.saliency)
-    dataset = dataset.map_batches(cut, **options, **given)
+    dataset = dataset.map_batches(cut, **options)
     dataset = _pool(dataset, FillHole, config, pools.inpainting)
-    return dataset.map_batches(encode, **options, **given)
+    return dataset.map_batches(encode, **options)
+
+
+def _share(config: EngineConfig) -> float:
+    """CPUs of a task, so that each stage has room for one beside the planning, which holds a whole CPU.
+
+    Ray Data reserves for the first stages first: where CPUs do not suffice for all, the last ones would wait until the
+    first are through, and the run would take twice its time.
+    """
+    free = _there("CPU") - _held(config, "CPU") - 1
+    return min(1.0, math.floor(free / _STAGES * 100) / 100)
+
+
+def _held(config: EngineConfig, name: Resource) -> float:
+    """What the models' workers hold."""
+    return sum(pool.workers * {"CPU": pool.num_cpus, "GPU": pool.num_gpus}[name]
+               for pool in (config.saliency, config.inpainting))
+
+
+def _there(name: Resource) -> float:
+    import ray
+
+    return ray.cluster_resources().get(name, 0)
 
 
 def _planned(table: Table, config: SynthesisConfig) -> Table:
@@ -166,16 +193,11 @@ class _Worker:
 
 def _check_resources(config: EngineConfig) -> None:
     """Ray would wait for ever for what there is not."""
-    import ray
-
-    there = ray.cluster_resources()
-    pools = (config.saliency, config.inpainting)
-    for name, wanted in (("CPU", sum(pool.workers * pool.num_cpus for pool in pools) + 1),
-                         ("GPU", sum(pool.workers * pool.num_gpus for pool in pools))):
-        if wanted > there.get(name, 0):
-            extra = ", one of them for decoding," if name == "CPU" else ""
+    for name, others in (("CPU", LEAST_CPUS), ("GPU", 0)):
+        if (wanted := _held(config, name) + others) > _there(name):
+            extra = f", {others} of them for planning and decoding," if others else ""
             raise ValueError(f"engine: workers ask for {wanted:g} {name}s{extra} there must be as many, "
-                             f"got {there.get(name, 0):g}")
+                             f"got {_there(name):g}")
 
 
 def _hush() -> None:

@@ -109,5 +109,6 @@ def _described(sample: Sample) -> str:
     return json.dumps(values | {"shapes": shapes})
 
 
-def _bytes(part: np.ndarray | bytes | None) -> memoryview | bytes | None:
-    return np.ascontiguousarray(part).data.cast("B") if isinstance(part, np.ndarray) else part
+def _bytes(part: np.ndarray | bytes | None) -> bytes | None:
+    """As bytes, not the array's memoryview: pyarrow (seen with 26.0) never lets go of one."""
+    return part.tobytes() if isinstance(part, np.ndarray) else part
