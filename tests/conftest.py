@@ -1,17 +1,28 @@
-"""Which tests share a worker of pytest-xdist."""
+"""Which tests share a worker of pytest-xdist, and the summary's lines on ComfyUI."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.host.comfyui import find_hosts
+from scripts.comfyui import missing_pythons
+from tests.host.comfyui import NO_HOST, find_hosts
 
-HOSTS = [host.version for host in find_hosts()]
+VERSIONS = [host.version for host in find_hosts()]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A ComfyUI's tests share its server, a file's tests their fixtures."""
     for item in items:
-        versions = [version for version in HOSTS if f"[{version}" in item.name]
+        versions = [version for version in VERSIONS if f"[{version}" in item.name]
         item.add_marker(pytest.mark.xdist_group(versions[0] if versions else item.path.name))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in missing_pythons():
+        terminalreporter.write_line(f"host tests: {line}")
+    if not VERSIONS:
+        terminalreporter.write_line(f"host tests: {NO_HOST}")
+    ran = {report.nodeid for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])}
+    if tested := [version for version in VERSIONS if any(f"[{version}" in name for name in ran)]:
+        terminalreporter.write_line(f"host tests: ran on ComfyUI {', '.join(tested)}")

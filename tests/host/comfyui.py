@@ -16,6 +16,10 @@ from scripts import comfyui
 from scripts.comfyui import LINK, PACK, Host
 
 _START_SECONDS = 300
+NO_HOST = (
+    "no ComfyUI found: name checkouts in COMFYUI_PATH, or pip install comfy-cli && comfy install; each needs a .venv "
+    "of its own or COMFYUI_PYTHON"
+)
 
 
 def find_hosts() -> list[Host]:

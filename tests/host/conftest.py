@@ -1,4 +1,4 @@
-"""One server per ComfyUI for the whole session, and the versions in the summary."""
+"""One server per ComfyUI for the whole session."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scripts.comfyui import missing_pythons
-from tests.host.comfyui import Host, Server, find_hosts
+from tests.host.comfyui import NO_HOST, Host, Server, find_hosts
 
 if TYPE_CHECKING:
     from headless.client import ComfyClient
 
-NO_HOST = (
-    "no ComfyUI found: name checkouts in COMFYUI_PATH, or pip install comfy-cli && comfy install; each needs a .venv "
-    "of its own or COMFYUI_PYTHON"
-)
 HOSTS = find_hosts()
 
 
@@ -56,13 +51,3 @@ def scene_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def scene(client: ComfyClient, scene_files: dict[str, Path]) -> dict[str, str]:
     """The same on the server: part -> the name for LoadImage."""
     return {name: client.upload(path) for name, path in scene_files.items()}
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in missing_pythons():
-        terminalreporter.write_line(f"host tests: {line}")
-    if not HOSTS:
-        terminalreporter.write_line(f"host tests: {NO_HOST}")
-    ran = {report.nodeid for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])}
-    if tested := [host.version for host in HOSTS if any(f"[{host.version}" in name for name in ran)]:
-        terminalreporter.write_line(f"host tests: ran on ComfyUI {', '.join(tested)}")
