@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
+    from torch import Tensor
+
 Writer = Callable[[Path], None]
 
 
@@ -49,6 +51,19 @@ def write_text(path: str | Path, text: str) -> None:
         file.write_text(text, encoding="utf-8", newline="\n")
 
     write_file(path, write)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes one safetensors file, contiguous tensors on the CPU; see `write_files`. Its folder is made if need be."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_file(path, lambda file: save_file(dict(tensors), file, dict(metadata)))
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 @contextmanager

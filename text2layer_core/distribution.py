@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from .checkpoint import one_line
 from .layers import check_float_tensor, check_range
 
 if TYPE_CHECKING:
@@ -189,13 +191,17 @@ def load_clip(folder: str | Path, device: str | torch.device = "cpu") -> tuple[C
     """What `clip_score` takes, from a transformers folder (ViT-L/14 in the paper); nothing is downloaded.
 
     Raises:
-        ValueError: the folder holds no CLIP model.
+        ValueError: the folder holds no CLIP model, or a damaged one.
     """
     check_clip(folder)
     from transformers import CLIPModel, CLIPProcessor
 
-    model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
-    return model.eval().to(device), CLIPProcessor.from_pretrained(folder, local_files_only=True)
+    try:
+        model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+        processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"clip must be a folder with a CLIP model, got {folder}: {one_line(error)}") from error
+    return model.eval().to(device), processor
 
 
 def check_clip(folder: str | Path) -> None:

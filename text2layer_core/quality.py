@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .atomic import write_file
+from .atomic import write_tensors
 from .checkpoint import CheckpointError, check_is_safetensors, check_keys, one_line, parse_config
 from .layers import check_float_tensor, check_range
 
@@ -244,7 +243,10 @@ def pretrained_quality_filter(kind: str, folder: str | Path, *, image_size: int 
         image_size=image_size or found.image_size, width=found.width_coefficient, depth=found.depth_coefficient,
         depthwise_padding=tuple(found.depthwise_padding), batch_norm_eps=found.batch_norm_eps,
     )
-    loaded: Any = EfficientNetModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    try:
+        loaded: Any = EfficientNetModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / 'model.safetensors'} is truncated or damaged: {one_line(error)}") from error
     made = QualityFilter(kind, config)
     state = dict(loaded.state_dict())
     state[_STEM] = widen_stem(state[_STEM], CHANNELS[kind])
@@ -261,7 +263,6 @@ def save_quality_filter(path: str | Path, model: QualityFilter) -> None:
         ValueError: a weight is not finite, or the card cannot be written as JSON.
         OSError: the file cannot be written; what was there before stays.
     """
-    path = Path(path)
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in model.state_dict().items()}
     broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
@@ -273,11 +274,7 @@ def save_quality_filter(path: str | Path, model: QualityFilter) -> None:
     values = (model.kind, repr(model.threshold), json.dumps(asdict(model.config), sort_keys=True), card)
     metadata = {_FORMAT: _FORMAT_VERSION}
     metadata |= {f"{_FORMAT}.{name}": value for name, value in zip(_METADATA, values, strict=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_file(path, lambda file: save_file(tensors, file, metadata))
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {one_line(error)}") from error
+    write_tensors(path, tensors, metadata)
 
 
 def load_quality_filter(

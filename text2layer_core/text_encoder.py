@@ -181,6 +181,7 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: The folder holds no CLIP text model, or one whose activation is not CLIP's quick GELU.
         """
+        from safetensors import SafetensorError
         from transformers import CLIPTextModel, CLIPTokenizer
 
         root = Path(folder)
@@ -188,8 +189,12 @@ class TextEncoder(nn.Module):
         tokenizer_folder = root / "tokenizer" if (root / "tokenizer").is_dir() else root
         if not (model_folder / "config.json").is_file():
             raise ValueError(f"folder must hold a CLIP text model with its config.json, got {root}")
-        source = CLIPTextModel.from_pretrained(model_folder, local_files_only=True)
-        tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+        try:
+            source = CLIPTextModel.from_pretrained(model_folder, local_files_only=True)
+            tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+        except (SafetensorError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"folder must hold a CLIP text model with its tokenizer, got {root}: {reason}") from error
         clip = source.config
         if clip.hidden_act != "quick_gelu":
             raise ValueError(f"the text model's hidden_act must be quick_gelu, got {clip.hidden_act}")

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from text2layer_core.atomic import write_file
+from text2layer_core.atomic import write_tensors
 from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
 from text2layer_core.checkpoint import CheckpointError, one_line, parse_config
 from text2layer_core.compositing import blend
@@ -139,9 +138,7 @@ def start_as_flat(autoencoder: CaT2IAutoencoder, flat: ImageAutoencoder, coverag
 def save_image_autoencoder(path: Path, autoencoder: ImageAutoencoder) -> None:
     """Writes an image autoencoder for `open_reference`, to a temporary name first."""
     state = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in autoencoder.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {_IMAGE_AUTOENCODER: json.dumps(asdict(autoencoder.config))}
-    write_file(path, lambda file: save_file(state, file, metadata=metadata))
+    write_tensors(path, state, {_IMAGE_AUTOENCODER: json.dumps(asdict(autoencoder.config))})
 
 
 def _read_image_autoencoder(path: Path) -> ImageAutoencoder | None:

@@ -9,29 +9,28 @@ command goes on where it was stopped and skips what is done.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 
-from text2layer_core.atomic import write_text
 from text2layer_core.autoencoder import CaT2IAutoencoder
 from text2layer_core.compositing import compose
 from text2layer_core.pipeline import Text2LayerPipeline
 from train.alignment import LatentReference, measured_scale, start_as_flat
 from train.baselines import ImageAutoencoder
+from train.commands import Interrupted, exit_status
 from train.config import load_config
-from train.data import open_source
 from train.engine import Run, fit, resume
 from train.evaluator import IconEvaluator, load_evaluator
-from train.icons.source import IconSource
-from train.judge import IconJudge, draw, intervals
-from train.tables import CODERS, Interrupted, TablesConfig, Workshop, widen_unet
+from train.judge import IconJudge, check_words, draw, intervals
+from train.table_records import stored
+from train.tables import CODERS, TablesConfig, Workshop, unseen_scenes, widen_unet, write_page
 from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig
 from train.train_diffusion import DiffusionTask
 
@@ -72,56 +71,49 @@ class AlignmentShop(Workshop):
     """Trains and judges for one seed."""
 
     def __init__(self, config: AlignmentConfig, seed: int, evaluator: IconEvaluator) -> None:
-        """Nothing is trained yet."""
+        """Nothing is trained yet; ValueError where the evaluator does not know what the data show."""
         super().__init__(config, seed)
         self._alignment, self._evaluator = config, evaluator
-        unseen = open_source(replace(config.data, seed=config.data.seed + 1))
-        if not isinstance(unseen, IconSource):
-            raise ValueError(f"data: source must be icons, got {config.data.source}")
-        self._unseen = unseen
+        self._unseen = unseen_scenes(config.data)
+        check_words(evaluator, self._unseen)
         self._judge: IconJudge | None = None
 
     def autoencoders(self) -> dict[str, dict[str, float | None]]:
         """What each layered autoencoder keeps of true scenes, and how far its latents are from the flat one's."""
-        path = self._folder / "alignment.json"
-        key = self._judged_by()
-        if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-            return stored["figures"]
+        return stored(self._folder / "alignment.json", self._judged_by(), self._measured_autoencoders)
+
+    def _measured_autoencoders(self) -> dict[str, dict[str, float | None]]:
         flat = self._flat()
         found: dict[str, dict[str, float | None]] = {}
         for name, coder in (("scratch", self._coder("balanced")), ("aligned", self._aligned())):
             kept = self._reconstruction_of(coder, self._unseen)
             found[name] = {**kept, "latent_error": self._latent_error(coder, flat)}
-        _store(path, key, found)
         return found
 
     def judged(self, name: str) -> dict[int, Mapping[str, Any]]:
         """Count of images -> figures of one layered model; from scratch there are none at 0."""
         counts = [count for count in self._alignment.judged_at if count or name != "scratch"]
-        paths = {count: self._folder / f"{name}-{count}.json" for count in counts}
-        found: dict[int, Mapping[str, Any]] = {}
-        opened: tuple[Run, DiffusionTask] | None = None
-        for count, path in paths.items():
-            key = [self._judged_by(), count]
-            if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-                found[count] = stored["figures"]
-                continue
-            opened = opened or self._open(name)
-            run, task = opened
-            if run.images > count:
-                raise ValueError(f"{run.folder} must not be beyond {count} images, whose figures are missing, got "
-                                 f"{run.images}: remove it")
-            if run.images < count:
-                print(f"{self._folder.name}: {name} to {count}", file=sys.stderr)
-                fit(run, until=count)
-            if run.images < count:
-                raise Interrupted(name)
-            found[count] = self._judged(run, task, count)
-            _store(path, key, found[count])
-        return found
+        opened = cache(partial(self._open, name))
+        return {count: stored(self._folder / f"{name}-{count}.json", [self._judged_by(), count],
+                              partial(self._trained_and_judged, opened, count)) for count in counts}
+
+    def _trained_and_judged(
+        self, opened: Callable[[], tuple[Run, DiffusionTask]], count: int
+    ) -> Mapping[str, Any]:
+        """What a layered model reaches at a count of images, where its training stands before that."""
+        run, task = opened()
+        if run.images > count:
+            raise ValueError(f"{run.folder} must not be beyond {count} images, whose figures are missing, got "
+                             f"{run.images}: remove it")
+        if run.images < count:
+            print(f"{self._folder.name}: {run.folder.name} to {count}", file=sys.stderr)
+            fit(run, until=count)
+        if run.images < count:
+            raise Interrupted(run.folder.name)
+        return self._judged(run, task, count)
 
     def _judged_by(self) -> object:
-        return json.loads(json.dumps([asdict(self._alignment), self._evaluator.card]))
+        return [asdict(self._alignment), self._evaluator.card]
 
     def _flat(self) -> ImageAutoencoder:
         coder = self._coder("images")
@@ -182,11 +174,6 @@ class AlignmentShop(Workshop):
         reference = LatentReference(flat, measured_scale(flat, self._unseen, self._device), 1.0)
         stack = self._unseen.batch(0, _ALIGNED, self._device).stack
         return float(reference.loss(stack, coder.to(self._device).eval().encode_stack(stack).mean))
-
-
-def _store(path: Path, key: object, figures: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({"key": key, "figures": figures}))
 
 
 def images_to_reach(found: Mapping[int, Mapping[str, Any]], figure: str, goal: float, sign: int) -> float | None:
@@ -264,28 +251,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluator", type=Path, help="icon evaluator (default: the one beside the bundled model)")
     parser.add_argument("--out", type=Path, help="Markdown file (default: print)")
     arguments = parser.parse_args(argv)
-    try:
-        config = load_config(arguments.config, arguments.set, AlignmentConfig)
-        evaluator = load_evaluator(arguments.evaluator)
-        results: dict[int, tuple[Mapping[str, Any], Mapping[str, Mapping[int, Any]]]] = {}
-        for seed in config.seeds:
-            shop = AlignmentShop(config, seed, evaluator)
-            coders = shop.autoencoders()
-            results[seed] = coders, {name: shop.judged(name) for name in TITLES}
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Interrupted:
-        return 130
-    text = write_comparison(config, results)
-    if arguments.out is None:
-        print(text)
-    else:
-        arguments.out.write_text(text, encoding="utf-8")
-    return 0
+    return exit_status(lambda: compare(arguments))
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Checks everything, trains, judges, and writes the page; raises what `exit_status` takes."""
+    config = load_config(arguments.config, arguments.set, AlignmentConfig)
+    evaluator = load_evaluator(arguments.evaluator)
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[int, tuple[Mapping[str, Any], Mapping[str, Mapping[int, Any]]]] = {}
+    for seed in config.seeds:
+        shop = AlignmentShop(config, seed, evaluator)
+        coders = shop.autoencoders()
+        results[seed] = coders, {name: shop.judged(name) for name in TITLES}
+    write_page(arguments.out, write_comparison(config, results))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from text2layer_core.checkpoint import one_line
 from train.fitting import fit as fit
 from train.sharding import Sharded
 from train.tracking import check_trackers
@@ -109,14 +110,21 @@ class Run:
             shard: whether the module is sharded over the processes; None does as the accelerate config says (FSDP).
 
         Raises:
-            ValueError: the batch cannot be shared out evenly, a tracker is not installed, or a task with several
-                objectives is to be sharded.
+            ValueError: the batch cannot be shared out evenly, a tracker is not installed, validation figures are asked
+                for without a held-out split or with fewer samples than processes, or a task with several objectives is
+                to be sharded.
         """
         check_trackers(config.trackers)
         parts = config.accumulation * accelerator.num_processes
         if config.batch_size % parts:
             raise ValueError(f"batch_size must be a multiple of accumulation x processes = {parts}, "
                              f"got {config.batch_size}")
+        if config.validation_images and not isinstance(task, Validating):
+            raise ValueError(f"validation_images must be 0 for a task without a held-out split, got "
+                             f"{config.validation_images}")
+        if config.validation_images and config.validation_samples < accelerator.num_processes:
+            raise ValueError(f"validation_samples must be at least the {accelerator.num_processes} processes, got "
+                             f"{config.validation_samples}")
         self.folder, self.config, self.accelerator, self.task = folder, config, accelerator, task
         self.images = self.start = 0
         shard = accelerator.distributed_type == DistributedType.FSDP if shard is None else shard
@@ -153,6 +161,9 @@ class Run:
 
         The newest few states stay. Those with more images, left by a run that went further, are replaced too:
         else "auto" would go back to them.
+
+        Raises:
+            OSError: a file cannot be written.
         """
         self.accelerator.wait_for_everyone()
         self._pull()
@@ -174,6 +185,8 @@ class Run:
         try:
             torch.save(state, temporary)
             temporary.replace(path)
+        except RuntimeError as error:  # torch's for a full disk, which it does not name
+            raise OSError(f"cannot write {path}, the disk may be full: {one_line(error)}") from error
         finally:
             temporary.unlink(missing_ok=True)
         found = sorted(states.glob("[0-9]*.pt"))
@@ -220,21 +233,13 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The first objective's mean losses over the first held-out samples, with the EMA's weights.
-
-        Raises:
-            ValueError: the task has no held-out split.
-        """
-        if not isinstance(self.task, Validating):
-            raise ValueError(f"validation_images must be 0 for a task without a held-out split, got "
-                             f"{self.config.validation_images}")
+        """The first objective's mean losses over the first held-out samples, with the EMA's weights."""
+        task = cast("Validating", self.task)
         self._pull()
         device = self.accelerator.device
         module = self.task.objectives[0].module.to(device)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         samples = self.config.validation_samples
-        if samples < processes:
-            raise ValueError(f"validation_samples must be at least the {processes} processes, got {samples}")
         count = min(self.config.batch_size // (self.config.accumulation * processes), samples // processes)
         starts = range(rank * count, samples, processes * count)
         totals: dict[str, Tensor] = {}
@@ -242,7 +247,7 @@ class Run:
             for start in starts:
                 part = Part(start, min(count, samples - start))
                 with self.accelerator.autocast():
-                    losses: Mapping[str, Tensor] = module(self.task.validation_batch(part, device))
+                    losses: Mapping[str, Tensor] = module(task.validation_batch(part, device))
                 for name, value in losses.items():
                     totals[name] = totals.get(name, torch.zeros_like(value)) + value * part.count
         self._leave_device()

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text2layer_core.checkpoint import Text2LayerModel, bundled_model_path, load_checkpoint
+from text2layer_core.checkpoint import Text2LayerModel, bundled_model_path
 from text2layer_core.compositing import compose
 from text2layer_core.pipeline import Text2LayerPipeline
 from train.check import check_arguments, images_seen, open_icons
+from train.commands import STOPPED
 from train.data import DataConfig, Source, open_source
 from train.evaluator import load_evaluator
 from train.judge import Drawing, Drawn, IconJudge, Interval, Judge, PhotographJudge, draw, intervals
@@ -26,6 +27,7 @@ from train.pictures import save_grid
 from train.shards import ShardsConfig
 
 _SHEET_COLUMNS = 8
+_SORTED_BY = ("similarity", "consistency_psnr", "iou_saliency")
 _PLOTTED = ("area", "components", "softness")
 
 
@@ -54,13 +56,15 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     check_arguments(arguments, {"count": 10, "references": 10, "steps": 1, "seed": 0})
     device = torch.device(arguments.device)
     path = arguments.model or bundled_model_path()
-    model = load_checkpoint(path, device=device)
+    pipeline = Text2LayerPipeline.from_pretrained(path, device=device, text_encoder=arguments.text_encoder)
+    model = pipeline.model
     source, judge, card = make_judge(arguments, model, device)
     guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
     drawing = Drawing(count=arguments.count, seed=arguments.seed, steps=arguments.steps, guidance_scale=guidance,
                       sampler=arguments.sampler)
-    drawn = draw(Text2LayerPipeline(model, device), source, drawing, arguments.out / "drawn",
-                 hashlib.sha256(path.read_bytes()).hexdigest())
+    weights = hashlib.sha256(path.read_bytes()).hexdigest()
+    key = weights if arguments.text_encoder is None else [weights, str(arguments.text_encoder)]
+    drawn = draw(pipeline, source, drawing, arguments.out / "drawn", key)
     truth = Drawn(source.batch(0, arguments.count).image, None)
     figures = {"model": judge.figures(drawn), "truth": judge.figures(truth)}
     table = {
@@ -72,17 +76,17 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         **{who: {name: asdict(figure) for name, figure in found.items()} for who, found in table.items()},
     }
     (arguments.out / "report.json").write_text(json.dumps(_plain(report), indent=1), encoding="utf-8")
-    if "similarity" in figures["model"]:
-        save_sheet(arguments.out / "sheet.png", drawn, figures["model"]["similarity"])
+    if sorted_by := [name for name in _SORTED_BY if name in figures["model"]]:
+        save_sheet(arguments.out / "sheet.png", drawn, figures["model"][sorted_by[0]])
     save_plots(arguments.out, figures)
     if not arguments.json:
         print(format_table(table))
     return report
 
 
-def save_sheet(path: Path, drawn: Drawn, similarity: Tensor) -> None:
-    """The pictures that fit their captions best, a median row, and the worst: composed, F, B, m of each."""
-    order = similarity.argsort(descending=True)
+def save_sheet(path: Path, drawn: Drawn, figure: Tensor) -> None:
+    """The pictures with the highest figure (n,), a median row, and those with the lowest: composed, F, B, m of each."""
+    order = figure.argsort(descending=True)
     columns = min(_SHEET_COLUMNS, len(order))
     middle = (len(order) - columns) // 2
     layers = drawn.layers
@@ -121,9 +125,11 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, or 2 with one line on bad input."""
+    """Runs the command; 0, 2 on bad input, 130 when it was stopped, both with one line."""
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, help="checkpoint (default: the bundled one)")
+    parser.add_argument("--text-encoder", type=Path, metavar="DIR",
+                        help="CLIP's folder, for a model that leaves its text encoder out")
     parser.add_argument("--data", default="icons", metavar="icons|SHARDS",
                         help="icons (held-out scenes), or a glob of WebDataset shards")
     parser.add_argument("--sprites", type=Path, help="sprite cache (default: the one that the model's card names)")
@@ -148,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        return 130
     if arguments.json:
         print(json.dumps(_plain(report), allow_nan=False))
     return 0

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from text2layer_core.atomic import write_tensors
 from text2layer_core.checkpoint import CheckpointError, bundled_model_path, check_keys, parse_config
 from text2layer_core.text_encoder import TextEncoder, TextEncoderConfig
 from train.icons.captions import indefinite
@@ -247,10 +247,7 @@ def save_evaluator(path: Path, model: IconEvaluator) -> None:
         "vocabulary": json.dumps({"things": model.things, "places": model.places}),
         "card": json.dumps(model.card),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
+    write_tensors(path, tensors, metadata)
 
 
 def load_evaluator(path: Path | None = None, device: torch.device | str = "cpu") -> IconEvaluator:

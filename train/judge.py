@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from text2layer_core import metrics, report
+from text2layer_core.checkpoint import one_line
 from text2layer_core.compositing import compose
 from text2layer_core.distribution import (
     clip_score,
@@ -140,8 +141,12 @@ class PhotographJudge:
             first: index of the first reference.
 
         Raises:
-            ValueError: a file is not there or holds something else.
+            ValueError: a file is not there or holds something else, or the source is known to hold too few samples.
         """
+        least = first + (references if inception is not None else 0)
+        if isinstance(source, Sized) and len(source) < least:
+            raise ValueError(f"the held-out samples must be at least {least} (--count, and --references for "
+                             f"--inception), got {len(source)}")
         self._source, self._clip, self._saliency = source, None, None
         if saliency is not None:
             from train.synthesis.config import SaliencyConfig
@@ -154,10 +159,7 @@ class PhotographJudge:
         if clip is not None:
             self._clip = load_clip(clip, device)
         if inception is not None:
-            if not inception.is_file():
-                raise ValueError(f"--inception must be a TorchScript file, found none at {inception}")
-            layers = torch.jit.load(str(inception), map_location=device).eval().layers
-            self._network = lambda shown: layers((shown.to(device) - 128) / 128)  # as clean-fid does
+            self._network = _load_inception(inception, device)
             blocks = (source.batch(first + k, 1).image for k in range(references))
             self._references = inception_features(self._network, (compose(block)[0] for block in blocks))
 
@@ -177,6 +179,25 @@ class PhotographJudge:
         """FID and KID."""
         return {} if self._network is None else _distances(
             inception_features(self._network, composed), self._references)
+
+
+def _load_inception(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    if not path.is_file():
+        raise ValueError(f"--inception must be a TorchScript file, found none at {path}")
+    try:
+        layers = torch.jit.load(str(path), map_location=device).eval().layers
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(f"--inception must be a TorchScript file with Inception's layers, got {path}: "
+                         f"{one_line(error)[:200]}") from error
+    return lambda shown: layers((shown.to(device) - 128) / 128)  # as clean-fid does
+
+
+def check_words(evaluator: IconEvaluator, source: IconSource) -> None:
+    """Raises ValueError where the evaluator was not trained on one of the source's things or places."""
+    unknown = [thing.name for thing in source.things if thing.name not in evaluator.things]
+    unknown += [place for place in source.places if place not in evaluator.places]
+    if unknown:
+        raise ValueError(f"the evaluator must know every thing and place, got {', '.join(unknown)}")
 
 
 class IconJudge:
@@ -200,13 +221,9 @@ class IconJudge:
         Raises:
             ValueError: the evaluator was not trained on one of the source's things or places.
         """
-        names = [thing.name for thing in source.things]
-        unknown = [name for name in names if name not in evaluator.things]
-        unknown += [place for place in source.places if place not in evaluator.places]
-        if unknown:
-            raise ValueError(f"the evaluator must know every thing and place, got {', '.join(unknown)}")
+        check_words(evaluator, source)
         self.evaluator, self._source = evaluator, source
-        self._things = torch.tensor([evaluator.things.index(name) for name in names])
+        self._things = torch.tensor([evaluator.things.index(thing.name) for thing in source.things])
         self._places = torch.tensor([evaluator.places.index(place) for place in source.places])
         self._bank = metrics.sprite_bank(*source.sprites(_SPRITE_SIDE))
         features: list[Tensor] = []

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 
+from train.commands import STOPPED
 from train.config import load_config
 from train.data import expand
 from train.engine import Run, Task, TrainingConfig, fit, resume
@@ -74,8 +75,9 @@ def launch(
         rehearse: a step without data and weights, for the estimates of --dry-run; None leaves them out.
 
     Returns:
-        Exit status: 0, also when it was interrupted and its state saved; 1 when the loss became infinite; 2 on bad
-        input. Both failures print one line.
+        Exit status: 0, also when it was interrupted and its state saved; 1 when training failed (a loss that became
+        infinite, a sample that cannot be read, a full disk); 2 on bad input; 130 when it was interrupted while a cache
+        filled, or twice. All but 0 print one line.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {program}")
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see train/configs")
@@ -91,6 +93,7 @@ def launch(
                         help=f"share of the GPUs' peak that training reaches, for --gpus (default: {UTILISATION})")
     parser.add_argument("--seen", type=int, default=0, help="images that --init-from has seen, for --gpus (default: 0)")
     arguments = parser.parse_args(argv)
+    failed = 2
     try:
         config = load_config(arguments.config, arguments.set, schema)
         if arguments.gpus is not None:
@@ -112,14 +115,14 @@ def launch(
         if arguments.init_from is not None and run.images == 0:
             run.start_from(task.load_weights(arguments.init_from))
         run.folder.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
+        failed = 1
         fit(run)
-    except FloatingPointError as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return failed
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        return 130
     return 0
 
 

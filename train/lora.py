@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from text2layer_core.atomic import write_file
+from text2layer_core.atomic import write_tensors
 from text2layer_core.checkpoint import unet_config
 from text2layer_core.unet import build_unet
 
@@ -107,8 +106,7 @@ def save_lora(path: Path, unet: UNet2DConditionModel, section: LoraSection, card
             tensors[f"{flat}.{theirs}.weight"] = weight.detach().cpu().clone().contiguous()
         tensors[f"{flat}.alpha"] = torch.tensor(float(section.alpha))
     metadata = {"text2layer.lora": json.dumps(asdict(section)), "text2layer.card": json.dumps(card)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda file: save_file(tensors, file, metadata=metadata))
+    write_tensors(path, tensors, metadata)
 
 
 def _adapted(unet: nn.Module) -> Iterator[tuple[str, Any]]:

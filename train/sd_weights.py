@@ -153,8 +153,10 @@ def _unet_config(path: Path, tensors: Mapping[str, Tensor]) -> UNetConfig:
     Raises:
         CheckpointError: there is no UNet, or one of another kind.
     """
-    if "input_blocks.0.0.weight" not in tensors:
-        raise CheckpointError(f"{path} must hold Stable Diffusion's UNet under {_UNET_PREFIX}, found none")
+    missing = [key for key in ("input_blocks.0.0.weight", "out.2.weight") if key not in tensors]
+    if missing:
+        raise CheckpointError(f"{path} must hold Stable Diffusion's UNet under {_UNET_PREFIX}, found no "
+                              f"{', '.join(missing)}")
     entering, leaving = tensors["input_blocks.0.0.weight"].shape[1], len(tensors["out.2.weight"])
     widths: list[list[int]] = [[]]
     attends: list[bool] = [False]

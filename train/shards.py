@@ -88,8 +88,16 @@ class ShardSource:
             raise ValueError(f"shards must hold samples with {' or '.join(_COLOURS)}, {', '.join(_PARTS)}, "
                              f"found none in {pattern!r}")
 
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return len(self._entries)
+
     def batch(self, start: int, count: int, device: torch.device | str = "cpu") -> LayeredBatch:
-        """Samples start, ..., start + count - 1 of the endless reordering."""
+        """Samples start, ..., start + count - 1 of the endless reordering.
+
+        Raises:
+            ValueError: a sample cannot be read.
+        """
         entries = self._chosen(start, count)
         stack = torch.cat([self._stack(entry) for entry in entries]).to(device)
         return LayeredBatch(stack, [_caption(entry) for entry in entries])
@@ -99,7 +107,7 @@ class ShardSource:
         return [_caption(entry) for entry in self._chosen(start, count)]
 
     def _chosen(self, start: int, count: int) -> list[_Entry]:
-        return [self._entries[row] for row in epoch_rows(self._seed, start, count, len(self._entries))]
+        return [self._entries[row] for row in epoch_rows(self._seed, start, count, len(self))]
 
     def _stack(self, entry: _Entry) -> Tensor:
         """(1, 7, size, size); the foreground is padded before it is scaled, so that no black is mixed into its rim."""
@@ -107,7 +115,7 @@ class ShardSource:
         modes = {colour: "RGB", "background.png": "RGB", "mask.png": "L"}
         try:
             foreground, background, mask = (_picture(entry.parts[part].read(), mode) for part, mode in modes.items())
-        except OSError as error:
+        except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError of Pillow's
             raise ValueError(f"sample {entry.key} of {entry.path} must hold readable pictures, got {error}") from error
         if not foreground.shape[2:] == background.shape[2:] == mask.shape[2:]:
             sizes = ", ".join(f"{part.shape[3]}x{part.shape[2]}" for part in (foreground, background, mask))
@@ -161,7 +169,10 @@ def _index(path: Path) -> list[_Entry]:
 
 
 def _caption(entry: _Entry) -> str:
-    return entry.parts["txt"].read().decode("utf-8").strip()
+    try:
+        return entry.parts["txt"].read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"sample {entry.key} of {entry.path} must hold a txt in UTF-8, got {error}") from error
 
 
 def _picture(data: bytes, mode: str) -> Tensor:

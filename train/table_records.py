@@ -1,32 +1,54 @@
-"""The figures of docs/tables.md as JSON beside it, so that later runs add to the page."""
+"""Figures as JSON: those of docs/tables.md beside it, so that later runs add to the page, and each beside its run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from text2layer_core.atomic import write_text
+from text2layer_core.conversion import read_json
 
 if TYPE_CHECKING:
     from train.tables import TablesConfig
+
+T = TypeVar("T")
+
+
+def stored(path: Path, key: object, make: Callable[[], T]) -> T:
+    """The figures of a file; made, and written there, where it is not there or was made under another key.
+
+    Args:
+        path: the file.
+        key: what the figures depend on (plain values).
+        make: measures them; they are as JSON has them.
+    """
+    key = json.loads(json.dumps(key))
+    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
+        return found["figures"]
+    figures = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"key": key, "figures": figures}))
+    return figures
 
 
 def read_records(page: Path, config: TablesConfig) -> dict[int, dict[str, Any]]:
     """The figures beside a page, seed -> system -> figures.
 
     Raises:
-        ValueError: they are of another recipe.
+        ValueError: they are of another recipe, or the file was not written by `write_records`.
     """
     path = page.with_suffix(".json")
     if not path.is_file():
         return {}
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if stored["recipe"] != recipe(config):
+    record = read_json(path)
+    if record.keys() != {"recipe", "seeds"}:
+        raise ValueError(f"{path} must be the figures that train.tables wrote, got another file: choose another --out")
+    if record["recipe"] != recipe(config):
         raise ValueError(f"{path} must hold figures of the config's recipe, got another's: choose another --out")
-    return {int(seed): systems for seed, systems in stored["seeds"].items()}
+    return {int(seed): systems for seed, systems in record["seeds"].items()}
 
 
 def write_records(page: Path, config: TablesConfig, results: Mapping[int, Mapping[str, Any]]) -> None:

@@ -7,7 +7,6 @@ The command goes on where it was stopped and skips what is done.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from text2layer_core.atomic import write_text
 from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
 from text2layer_core.checkpoint import bundled_model_path
 from text2layer_core.compositing import compose
@@ -36,15 +34,16 @@ from train.baselines import (
     UnfilteredSource,
 )
 from train.check import check_reconstruction
+from train.commands import Interrupted, exit_status
 from train.config import load_config
 from train.data import DataConfig, Source, expand, open_source
 from train.engine import Run, Task, TrainingConfig, fit, resume
 from train.evaluator import IconEvaluator, load_evaluator
 from train.filtered import FilteredSource, FilterFiles, load_filters
 from train.icons.source import IconSource
-from train.judge import Drawing, Drawn, IconJudge, draw, intervals
+from train.judge import Drawing, Drawn, IconJudge, check_words, draw, intervals
 from train.pictures import save_grid
-from train.table_records import read_records, write_records
+from train.table_records import read_records, stored, write_records
 from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig, LossConfig
 from train.train_diffusion import DiffusionTask, DiffusionTrainingConfig, LatentSource, TextConfig, make_text_encoder
 from train.write_tables import write_tables
@@ -162,8 +161,12 @@ SYSTEMS = {
 }
 
 
-class Interrupted(Exception):
-    """Training was stopped; its state is saved."""
+def unseen_scenes(data: DataConfig) -> IconSource:
+    """What is judged on: other scenes of the same kinds; ValueError where the data are no icons."""
+    source = open_source(replace(data, seed=data.seed + 1))
+    if not isinstance(source, IconSource):
+        raise ValueError(f"data: source must be icons, got {data.source}")
+    return source
 
 
 class Workshop:
@@ -184,13 +187,8 @@ class Workshop:
 
     def figures(self, name: str, evaluator: IconEvaluator) -> dict[str, Any]:
         """What one system reaches; from its file where it is there already."""
-        path = self._folder / f"{name}.json"
-        key = json.loads(json.dumps([self._key(name), evaluator.card]))
-        if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-            return stored["figures"]
-        figures = self._measure(name, evaluator)
-        write_text(path, json.dumps({"key": key, "figures": figures}))
-        return figures
+        return stored(self._folder / f"{name}.json", [self._key(name), evaluator.card],
+                      lambda: self._measure(name, evaluator))
 
     def _key(self, name: str) -> dict[str, Any]:
         """What a system's figures depend on: the filters for those alone that see them."""
@@ -201,10 +199,7 @@ class Workshop:
     def _measure(self, name: str, evaluator: IconEvaluator) -> dict[str, Any]:
         system = SYSTEMS[name]
         run, task = self._diffusion(name)
-        data = self._config.data
-        unseen = open_source(replace(data, seed=data.seed + 1))
-        if not isinstance(unseen, IconSource):
-            raise ValueError(f"data: source must be icons, got {data.source}")
+        unseen = unseen_scenes(self._config.data)
         judge = IconJudge(evaluator, unseen, self._config.references)
         with run.averaged_weights():
             pipeline = Text2LayerPipeline(task.checkpoint(run.images), self._device)
@@ -352,39 +347,45 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="page to write (default: print); figures go into FILE.json, and what that holds of other "
                              "systems and seeds stays on the page")
     arguments = parser.parse_args(argv)
-    try:
-        config = load_config(arguments.config, arguments.set, TablesConfig)
-        results = read_records(arguments.out, config) if arguments.out else {}
-        unknown = set(arguments.seeds or ()) - set(config.seeds)
-        if unknown:
-            raise ValueError(f"--seeds must be among {list(config.seeds)}, got {sorted(unknown)}")
-        systems = arguments.systems or [name for name in SYSTEMS if name != "filtered" or config.filters is not None]
-        shops = {seed: Workshop(config, seed) for seed in arguments.seeds or config.seeds}
-        for shop in shops.values():
-            for name in systems:
-                shop.train(name)
-        if arguments.train_only:
-            return 0
+    return exit_status(lambda: make_tables(arguments))
+
+
+def make_tables(arguments: argparse.Namespace) -> None:
+    """Checks everything, trains, judges, and writes the page; raises what `exit_status` takes."""
+    config = load_config(arguments.config, arguments.set, TablesConfig)
+    results = read_records(arguments.out, config) if arguments.out else {}
+    unknown = set(arguments.seeds or ()) - set(config.seeds)
+    if unknown:
+        raise ValueError(f"--seeds must be among {list(config.seeds)}, got {sorted(unknown)}")
+    evaluator = None
+    if not arguments.train_only:
         evaluator = load_evaluator(arguments.evaluator)
-        for seed, shop in shops.items():
-            for name in systems:
-                results.setdefault(seed, {})[name] = shop.figures(name, evaluator)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Interrupted:
-        return 130
+        check_words(evaluator, unseen_scenes(config.data))
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    systems = arguments.systems or [name for name in SYSTEMS if name != "filtered" or config.filters is not None]
+    shops = {seed: Workshop(config, seed) for seed in arguments.seeds or config.seeds}
+    for shop in shops.values():
+        for name in systems:
+            shop.train(name)
+    if evaluator is None:
+        return
+    for seed, shop in shops.items():
+        for name in systems:
+            results.setdefault(seed, {})[name] = shop.figures(name, evaluator)
     titles = {name: system.title for name, system in SYSTEMS.items()}
-    text = write_tables(config, results, titles, {name for name, system in SYSTEMS.items() if system.tried})
-    if arguments.out is None:
+    write_page(arguments.out, write_tables(config, results, titles,
+                                           {name for name, system in SYSTEMS.items() if system.tried}))
+    if arguments.out is not None:
+        write_records(arguments.out, config, results)
+
+
+def write_page(path: Path | None, text: str) -> None:
+    """Into a file, or printed."""
+    if path is None:
         print(text)
     else:
-        arguments.out.write_text(text, encoding="utf-8")
-        write_records(arguments.out, config, results)
-    return 0
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from text2layer_core.atomic import write_text
 
 
 class Tracked:
@@ -49,7 +52,8 @@ def trackers(folder: Path, names: Sequence[str], images: int) -> Generator[Track
 
     Args:
         folder: of the run; TensorBoard's files go to `tensorboard` in it, wandb's project is "text2layer",
-            its run the run folder's name.
+            its run the run folder's name. Wandb's id of the run is kept in `wandb-id.txt` in it, so that a resumed run
+            goes on with the same curves.
         names: "tensorboard", "wandb"; the main process's alone.
         images: count to begin at. TensorBoard drops what an earlier run, that went further, wrote beyond.
     """
@@ -61,10 +65,18 @@ def trackers(folder: Path, names: Sequence[str], images: int) -> Generator[Track
         if name == "tensorboard":
             backends.append(TensorBoardTracker("tensorboard", folder, purge_step=images + 1))
         else:
-            backends.append(WandBTracker("text2layer", name=folder.name, dir=str(folder), resume="allow"))
+            backends.append(WandBTracker("text2layer", name=folder.name, dir=str(folder), resume="allow",
+                                         id=_wandb_id(folder / "wandb-id.txt", images)))
         backends[-1].start()
     try:
         yield Tracked(backends)
     finally:
         for backend in backends:
             backend.finish()
+
+
+def _wandb_id(path: Path, images: int) -> str:
+    """A run's id from its file; a new one where training begins, since wandb takes no step twice."""
+    if not images or not path.is_file():
+        write_text(path, secrets.token_hex(8))
+    return path.read_text(encoding="utf-8")

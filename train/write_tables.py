@@ -90,10 +90,10 @@ BALANCE = (
 
 
 def claim_verdict(results: Results, claim: Claim) -> tuple[str, str]:
-    """Our figures seed by seed, and whether the finding held: "yes", "no", or "undecided" where intervals overlap.
+    """Our figures seed by seed, and whether the finding held: "yes", "no", or "undecided" where the seeds disagree.
 
-    A finding holds where the difference has its sign in every seed and no seed's intervals overlap; where only some
-    overlap, "leans yes" or "leans no" if all seeds have one sign.
+    A finding holds where the difference has its sign in every seed of at least two and no seed's intervals overlap;
+    where some overlap, or there is one seed alone, "leans yes" or "leans no" if all seeds have one sign.
     """
     pairs = [(found[claim.first][claim.figure], found[claim.second][claim.figure]) for found in results.values()
              if claim.first in found and claim.second in found]
@@ -103,7 +103,8 @@ def claim_verdict(results: Results, claim: Claim) -> tuple[str, str]:
     signs = {(first["value"] < second["value"]) == claim.below for first, second in pairs}
     if len(signs) > 1:
         return shown, "undecided"
-    apart = all(first["high"] < second["low"] or second["high"] < first["low"] for first, second in pairs)
+    apart = len(pairs) > 1 and all(first["high"] < second["low"] or second["high"] < first["low"]
+                                   for first, second in pairs)
     word = "yes" if signs == {True} else "no"
     return shown, word if apart else f"leans {word}"
 
@@ -204,13 +205,16 @@ others are means over the pictures with bootstrapped 95 % intervals: similarity 
 and caption; IOU that of the mask and the saliency reference run on the composed picture, as the paper's IOU (ICON);
 thing and place the share found by text; leakage the share of backgrounds that still hold the thing (1 % of true ones
 would); fringe in 1/255; ghost 1 is no trace."""
-_VERDICT_NOTE = """"yes" and "no": every seed agrees and the intervals are apart in each. "leans": every seed
-agrees, some intervals overlap. "undecided": the seeds disagree. The intervals are those of the pictures drawn; another
-training, with the other seed, can move a figure further than they say, as the rows above show."""
+_VERDICT_NOTE = """"yes" and "no": two seeds or more agree and the intervals are apart in each. "leans": the
+seeds agree but some intervals overlap, or there is one seed alone. "undecided": the seeds disagree. The intervals are
+those of the pictures drawn; another training, with the other seed, can move a figure further than they say, as the rows
+above show."""
 _TRIES_NOTE = """Every try, beside the paper's two variants and the balanced one. "F by area" is the
 foreground's L1 normalised by the mask's area, and "B by area" the background's where the mask covers it, with the same
 weight as the rest of B."""
 _BALANCE_NOTE = """"Balanced" keeps the auxiliary head and changes the autoencoder's loss in three places: the
 foreground's L1 is normalised by the mask's area, the composition of the predicted layers is compared with I (weight 1),
 and the auxiliary head's picture with that composition (weight 0.2). Normalised by area, the things come out in their
-own colours, and the text can be read off them; over the whole picture their L1 hardly counts."""
+own colours, and the text can be read off them; over the whole picture their L1 hardly counts. Not tried: a
+stop-gradient from the auxiliary head into the features that the mask is decoded from (the heads share no later layers,
+so that it would equal no-sup), premultiplied targets, and a black foreground against the padded one."""

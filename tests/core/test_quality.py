@@ -190,6 +190,10 @@ def test_folders_that_hold_none(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="of type efficientnet, got resnet"):
         pretrained_quality_filter("mask", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "efficientnet"}')
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 12345\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or damaged: "):
+        pretrained_quality_filter("mask", tmp_path)
 
 
 def test_samples_are_scored_by_the_papers_inputs() -> None:

@@ -258,6 +258,10 @@ def test_from_clip_names_what_is_wrong(encoder: TextEncoder, tmp_path: Path) -> 
     save_clip(encoder, tmp_path, parts=True, hidden_act="gelu")
     with pytest.raises(ValueError, match=r"^the text model's hidden_act must be quick_gelu, got gelu$"):
         TextEncoder.from_clip(tmp_path)
+    for weights in tmp_path.rglob("model.safetensors"):
+        weights.write_text("version https://git-lfs.github.com/spec/v1\nsize 12345\n")
+    with pytest.raises(ValueError, match=r"^folder must hold a CLIP text model with its tokenizer, got .*: [^\n]*$"):
+        TextEncoder.from_clip(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,18 @@ def test_a_wrong_count(command: list[str], capsys: pytest.CaptureFixture[str], t
     assert main(command) == 2
     assert capsys.readouterr().err == (
         "error: tables.yaml: judged_at must be rising multiples of the batch of 8, got [0, 12]\n")
+
+
+def test_the_folder_of_the_page_is_made_before_training(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]  # noqa: F811
+) -> None:
+    """Stopped as soon as training begins."""
+    path = tmp_path / "tables.yaml"
+    path.write_text(path.read_text() + "weight: 1.0\naligned_images: 16\njudged_at: [0, 16]\n")
+    monkeypatch.setattr(compare_alignment.AlignmentShop, "autoencoders", lambda _: signal.raise_signal(signal.SIGINT))
+    assert main([*command, "--out", str(tmp_path / "new" / "page.md")]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from there\n"
+    assert (tmp_path / "new").is_dir()
 
 
 @pytest.mark.parametrize(("values_at", "sign", "goal", "expected"), [

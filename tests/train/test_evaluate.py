@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import tarfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,16 +19,23 @@ from PIL import Image
 from tests.core.clip import tiny_clip
 from tests.train.evaluators import PLACES, make_evaluator
 from tests.train.test_check import make_model
+from tests.train.test_train_diffusion import save_clip
 from text2layer_core import metrics
-from text2layer_core.checkpoint import save_checkpoint
+from text2layer_core.checkpoint import CLIP_L, save_checkpoint
 from text2layer_core.compositing import compose
 from text2layer_core.distribution import frechet_distance
+from text2layer_core.layers import TwoLayerImage
 from text2layer_core.pipeline import Text2LayerPipeline
 from train.evaluate import main
 from train.evaluator import save_evaluator
 from train.icons.source import IconsConfig, IconSource
 from train.icons.sprites import SpriteCache
 from train.judge import Drawing, Drawn, IconJudge, draw, mean_interval, resampled_distance
+
+LFS_POINTER = """version https://git-lfs.github.com/spec/v1
+oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
+size 12345
+"""
 
 
 @pytest.fixture
@@ -213,7 +223,60 @@ def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, 
     assert call({**options, "--saliency": "grabcut"}, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["truth"]["iou_saliency"]["value"] > report["model"]["iou_saliency"]["value"] >= 0
-    for name, message in (("inception", "a TorchScript file, found none at none"), ("clip", "found no config.json"),
-                          ("saliency", "path must be a folder of a transformers model")):
-        assert call({**options, f"--{name}": "none"}) == 2
-        assert message in capsys.readouterr().err
+    (tmp_path / "text.pt").write_text("no")
+    torch.jit.script(_Inception().layers).save(str(tmp_path / "layers.pt"))
+    (tmp_path / "clip" / "model.safetensors").write_text(LFS_POINTER)
+    for name, value, message in (
+        ("inception", "none", "a TorchScript file, found none at none"),
+        ("inception", str(tmp_path / "text.pt"), "must be a TorchScript file with Inception's layers, got "),
+        ("inception", str(tmp_path / "layers.pt"), "must be a TorchScript file with Inception's layers, got "),
+        ("clip", "none", "found no config.json"),
+        ("clip", str(tmp_path / "clip"), "clip must be a folder with a CLIP model, got "),
+        ("saliency", "none", "path must be a folder of a transformers model"),
+        ("references", "29", "samples must be at least 41 (--count, and --references for --inception), got 40"),
+    ):
+        assert call({**options, f"--{name}": value}) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("error: ")
+        assert message in line
+
+
+def test_shards_without_clip_have_a_sheet(files: dict[str, str], source: IconSource, tmp_path: Path) -> None:
+    """By how well layers and auxiliary picture agree: the first picture's is the highest."""
+    write_shard(tmp_path / "held-0.tar", source, 12)
+    assert call({**files, "--data": str(tmp_path / "held-*.tar")}) == 0
+    stack = torch.from_numpy(np.load(Path(files["--out"]) / "drawn" / "stack.npy")).float() / 255
+    predicted = torch.from_numpy(np.load(Path(files["--out"]) / "drawn" / "predicted.npy")).float() / 255
+    composed = compose(TwoLayerImage.from_stack(stack))
+    best = composed[metrics.consistency_psnr(predicted, composed).argmax()]
+    with Image.open(Path(files["--out"]) / "sheet.png") as sheet:
+        first = torch.from_numpy(np.array(sheet.convert("RGB"))[:32, :32]).permute(2, 0, 1) / 255
+    torch.testing.assert_close(first, best, atol=1 / 255, rtol=0)
+
+
+def test_a_model_that_leaves_clip_out(
+    files: dict[str, str], sprite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its text encoder comes from a folder; another folder's pictures are drawn anew."""
+    save_checkpoint(Path(files["--model"]), replace(make_model(sprite_file), external_text_encoder=CLIP_L))
+    assert call(files) == 2
+    assert f"needs {CLIP_L}: text_encoder must be a folder that holds it" in capsys.readouterr().err
+    folder = save_clip(tmp_path / "clip")
+    assert call({**files, "--text-encoder": str(folder)}, "--json") == 0
+    first = json.loads(capsys.readouterr().out)
+    assert -1 <= first["model"]["similarity"]["value"] <= 1
+    drawn = Path(files["--out"]) / "drawn" / "state.json"
+    key = drawn.read_text()
+    assert call({**files, "--text-encoder": str(save_clip(tmp_path / "other"))}, "--json") == 0
+    assert drawn.read_text() != key
+
+
+def test_ctrl_c(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of drawing."""
+    monkeypatch.setattr(Text2LayerPipeline, "__call__", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert call(files) == 130
+    assert capsys.readouterr().err.endswith("\nstopped; the same command goes on from there\n")
+    monkeypatch.undo()
+    assert call(files) == 0

@@ -131,6 +131,7 @@ UNET = "model.diffusion_model."
 @pytest.mark.parametrize(("change", "message"), [
     (lambda _: Path("/nowhere"), "must be a diffusers folder or a .safetensors file, found neither at /nowhere"),
     (lambda path: without(path, UNET, {}), "must hold Stable Diffusion's UNet under model.diffusion_model., found "),
+    (lambda path: without(path, UNET + "out.2", {}), "UNet under model.diffusion_model., found no out.2.weight"),
     (lambda path: without(path, "first_stage_model.", {}), "must hold Stable Diffusion's autoencoder, found no "),
     (lambda path: without(path, "-", {UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}),
      "must hold a text-to-image UNet of Stable Diffusion 1.x, got one with 9 channels in, 4 out"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from train import train_diffusion
 from train.config import parse
 from train.data import open_source
 from train.engine import Part, Run, fit
+from train.tracking import trackers
 from train.train_autoencoder import AutoencoderTrainingConfig
 from train.train_autoencoder import make_task as make_autoencoder_task
 from train.train_diffusion import DiffusionTrainingConfig
@@ -109,9 +113,8 @@ def test_validation_is_the_mean_over_held_out_samples(kind: tuple[Any, Callable[
 
 
 def test_without_a_held_out_split(tmp_path: Path) -> None:
-    run = Run(tmp_path, replace(CONFIG, validation_images=8), Accelerator(cpu=True), LineTask())
     with pytest.raises(ValueError, match="validation_images must be 0 for a task without a held-out split, got 8"):
-        run.validate()
+        Run(tmp_path, replace(CONFIG, validation_images=8), Accelerator(cpu=True), LineTask())
 
 
 def test_tensorboard_has_losses_sheets_and_figures(kind: tuple[Any, Callable[..., Any]]) -> None:
@@ -133,6 +136,22 @@ def test_tensorboard_has_losses_sheets_and_figures(kind: tuple[Any, Callable[...
         assert [count for count, _ in rows] == ([4, 8, 12, 16] if file == "log" else [8, 16])
         shown = [(event.step, event.value) for event in events.Scalars(f"{group}/loss")]
         assert shown == [(count, pytest.approx(value, rel=1e-4)) for count, value in rows]
+
+
+def test_wandb_goes_on_with_the_run_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its id, which `wandb.init` resumes by; training that begins anew is another run."""
+    calls: list[dict[str, Any]] = []
+    module = ModuleType("wandb")
+    module.__spec__ = ModuleSpec("wandb", None)
+    module.init = lambda **options: (calls.append(options), SimpleNamespace(finish=lambda: None))[1]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    Accelerator(cpu=True)
+    for images in (0, 40, 80, 0):
+        with trackers(tmp_path, ["wandb"], images):
+            pass
+    first, second, third, anew = (call["id"] for call in calls)
+    assert first == second == third != anew
+    assert {call["resume"] for call in calls} == {"allow"}
 
 
 def test_a_tracker_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

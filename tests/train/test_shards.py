@@ -144,6 +144,12 @@ def test_says_which_shard_is_wrong(tmp_path: Path, config: ShardsConfig) -> None
     write(tmp_path / "sizes.tar", {"8": {**sample(8), "background.png": sample(8, 8, 16)["background.png"]}})
     with pytest.raises(ValueError, match=r"sample ./8 of .*sizes.tar must hold pictures of one size, got 8x8, 16x8"):
         ShardSource(ShardsConfig(files=str(tmp_path / "sizes.tar")), 8, 0).batch(0, 1)
-    write(tmp_path / "broken.tar", {"7": {**sample(7), "mask.png": b"no picture"}})
-    with pytest.raises(ValueError, match=r"sample ./7 of .*broken.tar must hold readable pictures"):
-        ShardSource(ShardsConfig(files=str(tmp_path / "broken.tar")), 8, 0).batch(0, 1)
+    noise = png(np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8))
+    second = noise.index(b"IDAT", noise.index(b"IDAT") + 4)
+    for mask in (b"no picture", noise[:second] + b"\0\1\2\3" + noise[second + 4 :]):
+        write(tmp_path / "broken.tar", {"7": {**sample(7), "mask.png": mask}})
+        with pytest.raises(ValueError, match=r"sample ./7 of .*broken.tar must hold readable pictures"):
+            ShardSource(ShardsConfig(files=str(tmp_path / "broken.tar")), 8, 0).batch(0, 1)
+    write(tmp_path / "latin.tar", {"7": {**sample(7), "txt": b"caf\xe9"}})
+    with pytest.raises(ValueError, match=r"sample ./7 of .*latin.tar must hold a txt in UTF-8, got .* byte 0xe9"):
+        ShardSource(ShardsConfig(files=str(tmp_path / "latin.tar")), 8, 0).captions(0, 1)

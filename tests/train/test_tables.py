@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from text2layer_core.checkpoint import save_checkpoint
 from text2layer_core.quality import QualityConfig, QualityFilter, save_quality_filter
 from text2layer_core.unet import UNetConfig, build_unet
 from train import tables
-from train.config import parse
+from train.config import load_config, parse
 from train.evaluator import save_evaluator
 from train.icons.sprites import SpriteCache
 from train.judge import Interval
+from train.table_records import read_records
 from train.tables import SYSTEMS, TablesConfig, main, widen_unet
-from train.write_tables import CLAIMS, claim_verdict
+from train.write_tables import CLAIMS, claim_verdict, write_tables
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +140,42 @@ def test_bad_input(command: list[str], extra: list[str], message: str, capsys: p
     assert message in capsys.readouterr().err
 
 
+def test_the_page_is_what_its_figures_say() -> None:
+    docs = Path(tables.__file__).parents[1] / "docs"
+    config = load_config(Path(tables.__file__).parent / "configs" / "tables.yaml", [], TablesConfig)
+    titles = {name: system.title for name, system in SYSTEMS.items()}
+    page = write_tables(config, read_records(docs / "tables.md", config), titles,
+                        {name for name, system in SYSTEMS.items() if system.tried})
+    assert (docs / "tables.md").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize(("extra", "message"), [
+    (["--evaluator", "none.safetensors"], "the icon evaluator must be a file, found none at none.safetensors"),
+    (["--evaluator", "{folder}/narrow.safetensors"], "the evaluator must know every thing and place, got beach"),
+    (["--out", "{folder}/foreign.md"], "foreign.json must be the figures that train.tables wrote, got another file"),
+    (["--out", "{folder}/tables.yaml/tables.md"], "File exists"),
+])
+def test_bad_files_are_found_before_training(
+    command: list[str], sprites: SpriteCache, tmp_path: Path, extra: list[str], message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_evaluator(tmp_path / "narrow.safetensors", make_evaluator(sprites, PLACES[:1] + PLACES[2:]))
+    (tmp_path / "foreign.json").write_text('{"a": 1}')
+    assert main([*command, "--systems", "cat2i", *(word.format(folder=tmp_path) for word in extra)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_folder_of_the_page_is_made_before_training(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped as soon as training begins."""
+    monkeypatch.setattr(tables.Workshop, "train", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert main([*command, "--out", str(tmp_path / "new" / "tables.md")]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from there\n"
+    assert (tmp_path / "new").is_dir()
+
+
 @torch.no_grad()
 def test_a_widened_unet_starts_as_the_narrow_one() -> None:
     """Three times the same latent in gives three times the narrow network's answer."""
@@ -159,9 +197,10 @@ def interval(value: float, half: float) -> dict[str, float]:
 @pytest.mark.parametrize(("pairs", "verdict"), [
     ([(1.0, 2.0), (1.1, 2.1)], "yes"), ([(2.0, 1.0), (2.1, 1.1)], "no"), ([(1.0, 2.0), (2.0, 1.0)], "undecided"),
     ([(1.0, 1.05), (1.0, 2.0)], "leans yes"), ([(1.05, 1.0)], "leans no"), ([], "not run"),
+    ([(1.0, 2.0)], "leans yes"), ([(2.0, 1.0)], "leans no"),
 ])
 def test_verdicts(pairs: list[tuple[float, float]], verdict: str) -> None:
-    """Half-widths of 0.1: apart where the figures are more than 0.2 apart."""
+    """Half-widths of 0.1: apart where the figures are more than 0.2 apart; one seed alone proves nothing."""
     claim = CLAIMS[0]
     results = {seed: {claim.first: {claim.figure: interval(first, 0.1)},
                       claim.second: {claim.figure: interval(second, 0.1)}}
