@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")
-"""Classes whose instances are gathered one at a time, as the accelerate config names them."""
+"""Classes whose instances are gathered one at a time; accelerate's fsdp_config is not asked."""
 
 
 class Sharded:

@@ -14,6 +14,7 @@ from text2layer_core.quality import QualityConfig
 from text2layer_core.unet import UNET_PRESETS, build_unet
 from train.compare_alignment import AlignmentConfig
 from train.config import load_config
+from train.shards import matching
 from train.synthesis.config import SynthesisConfig
 from train.tables import TablesConfig
 from train.train_autoencoder import AutoencoderTrainingConfig
@@ -119,6 +120,19 @@ def test_the_512_model_goes_on_with_the_256_one() -> None:
     assert (first.unet, first.text, first.schedule) == (second.unet, second.text, second.schedule)
     assert first.training.batch_size == second.training.batch_size
     assert f"--init-from {first.run}/model.safetensors" in (FOLDER / "cat2i_sd_512.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("cat2i_")])
+def test_every_shard_of_a_synthesis_is_trained_on_or_held_out(name: str, tmp_path: Path) -> None:
+    """Of 25, numbered as tests/train/test_synthesis_output.py has them: by hand 0, 10 and 20 are held out."""
+    values = yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))["data"]["shards"]
+    names = [f"shard-{number:06d}.tar" for number in range(25)]
+    for file in (*names, "manifest.json", "report.html"):
+        (tmp_path / file).touch()
+    found = {split: [path.name for path in matching(str(tmp_path / Path(values[split]).name))]
+             for split in ("files", "held_out")}
+    assert found["held_out"] == [names[0], names[10], names[20]]
+    assert found["files"] == [name for name in names if name not in found["held_out"]]
 
 
 def test_the_synthesis_config_is_the_papers_and_needs_no_weights() -> None:

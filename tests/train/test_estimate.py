@@ -117,6 +117,18 @@ def test_the_command_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+def test_the_papers_unet_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SD v1's UNet has 859,520,964 parameters, CLIP ViT-L/14's text model 123,060,480 (by their own weights)."""
+    nowhere = tmp_path / "none.safetensors"
+    arguments = ["--config", str(CONFIGS / "cat2i_sd_256.yaml"), "--set", f"autoencoder={nowhere}"]
+    assert train_diffusion.main([*arguments, "--dry-run", "--gpus", "32xA100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "diffusion: 982.58 M parameters"
+    assert any("days for 76,800,000 images on 32 A100 at 35% of 312 TFLOP/s" in line for line in lines)
+    assert f"no autoencoder at {nowhere}: the shape of Stable Diffusion's is assumed" in lines
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cat2i_sd_256", "cat2i_sd_512"])
 def test_the_papers_unet(name: str) -> None:
     """339 GMAC a pass at 512 px (BK-SDM, Kim et al. 2023, SD v1.4's UNet, attention's own products not counted).

@@ -109,6 +109,30 @@ def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]])
         assert one == pytest.approx(other, rel=2e-4, abs=1e-6)
 
 
+def environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+
+
+@pytest.mark.slow
+def test_accelerate_launches_its_config(configs: dict[str, Path], tmp_path: Path) -> None:
+    """As docs/training.md has it, with two processes and, by the environment, CPUs: --cpu would start one alone.
+
+    What it trained loses on held-out samples what one process's model does.
+    """
+    torch.set_num_threads(1)
+    expected = train("diffusion", configs["diffusion"], tmp_path / "one", STEPS)[-1]
+    command = ["accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml"), "--num_processes", "2",
+               "--main_process_port", "0", "--tee", "3", "--log_dir", str(tmp_path / "logs"),
+               "-m", "train.train_diffusion", "--config", str(configs["diffusion"]), "--set", f"run={tmp_path / 'two'}"]
+    done = subprocess.run([sys.executable, "-m", *command], env=environment(), cwd=tmp_path, capture_output=True,
+                          text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "logs").rglob("stderr.log"))) == 2
+    AcceleratorState._reset_state(True)
+    assert_same(train("diffusion", configs["diffusion"], tmp_path / "two", STEPS), [expected])
+
+
 @pytest.mark.slow
 def test_two_processes_lose_what_one_does_and_resume_each_other(configs: dict[str, Path], tmp_path: Path) -> None:
     """DDP for both trainers, and FSDP's shards for the UNet; in between the states are the same."""
@@ -116,15 +140,13 @@ def test_two_processes_lose_what_one_does_and_resume_each_other(configs: dict[st
     straight = {name: train(name, path, tmp_path / f"straight-{name}", STEPS) for name, path in configs.items()}
     halves = {name: train(name, path, tmp_path / f"one-{name}", STOP) for name, path in configs.items()}
     arguments = json.dumps({"configs": {name: str(path) for name, path in configs.items()}, "folder": str(tmp_path)})
-    root = str(Path(__file__).parents[2])
     program = "from tests.train.test_processes import main; main()"
     (tmp_path / "two.py").write_text(program)
     shutil.copytree(tmp_path / "one-diffusion", tmp_path / "one-shards")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
          str(tmp_path / "two.py"), arguments],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
-        capture_output=True, text=True, timeout=900, check=False,
+        env=environment(), capture_output=True, text=True, timeout=900, check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())

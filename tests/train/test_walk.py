@@ -10,16 +10,27 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from text2layer_core.checkpoint import load_checkpoint
+from train.config import load_config
+from train.synthesis.config import SynthesisConfig
+from train.train_autoencoder import AutoencoderTrainingConfig
+from train.train_diffusion import DiffusionTrainingConfig
+from train.train_quality import QualityTrainingConfig
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "training.md"
-INTERACTIVE = "train.label_quality"  # has a test in a real browser, tests/train/test_label_quality.py
+PAGE, README = ROOT / "docs" / "training.md", ROOT / "README.md"
+SCHEMAS: dict[str, type[Any]] = {
+    "train.synthesize": SynthesisConfig, "train.train_quality": QualityTrainingConfig,
+    "train.train_autoencoder": AutoencoderTrainingConfig, "train.train_diffusion": DiffusionTrainingConfig,
+}
+INTERACTIVE = "train.label_quality"  # has a test in a real browser, tests/browser/test_label_quality.py
 
 
 def trial_commands() -> list[str]:
@@ -35,6 +46,47 @@ def test_the_page_has_the_whole_way() -> None:
         "train.train_quality", "train.synthesize", "train.train_autoencoder", "train.train_diffusion",
         "text2layer_core",
     ]
+
+
+def printed_commands(text: str) -> list[list[str]]:
+    """Words of every command of a trainer or of train.synthesize and the like that a page prints."""
+    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", "").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if "-m train." in line]
+
+
+def paths_of(words: list[str]) -> tuple[set[str], set[str]]:
+    """What a command reads and what it writes, of the paths below "~" in its arguments and config."""
+    program = words[max(place for place, word in enumerate(words) if word == "-m") + 1]
+    options = dict(pairwise(words))
+    sets = [value for option, value in pairwise(words) if option == "--set"]
+    written = {options[name] for name in ("--out", "--labels") if name in options}
+    strings = {word for word in words if word.startswith("~/")}
+    if program in SCHEMAS:
+        config = load_config(ROOT / options["--config"], sets, SCHEMAS[program])
+        written.add(config.output if isinstance(config, SynthesisConfig) else config.run)
+        strings |= set(re.findall(r"(?<=')~/[^']*(?=')", repr(config)))
+    return strings - written, written
+
+
+@pytest.mark.parametrize(
+    ("page", "start", "end", "count"),
+    [(PAGE, "## In earnest", "### Many GPUs", 12), (README, "### From photographs", "### Judging", 4)],
+    ids=["training.md", "README.md"],
+)
+def test_commands_read_what_commands_before_them_write(page: Path, start: str, end: str, count: int) -> None:
+    """Or photographs and models that the page asks for; every --set fits the config."""
+    commands = printed_commands(page.read_text(encoding="utf-8").partition(start)[2].partition(end)[0])
+    assert len(commands) == count
+    made: set[str] = set()
+    for words in commands:
+        read, written = paths_of(words)
+        for path in read:
+            there = path == "~/photographs" or path.startswith("~/models/") or any(
+                path == one or path.startswith(f"{one}/") for one in made)
+            assert there, f"{shlex.join(words)} reads {path}, which nothing before it writes"
+        assert not written & made, words
+        made |= written
 
 
 @pytest.mark.slow
