@@ -77,8 +77,10 @@ def page(server: LabelServer) -> Iterator[Any]:
 
 
 def shows(page: Any, key: str, progress: str) -> None:
-    """Waits until that sample and its four pictures are there. (wait_for_function would poll by eval, which the page's
-    Content-Security-Policy rightly forbids.)"""
+    """Waits until that sample and its four pictures are there.
+
+    wait_for_function would poll by eval, which the page's Content-Security-Policy rightly forbids.
+    """
     sync_api.expect(page.locator("#key")).to_have_text(re.compile(re.escape(key) + "$"), timeout=TIMEOUT)
     sync_api.expect(page.locator("#progress")).to_have_text(progress, timeout=TIMEOUT)
     widths = [image.evaluate("i => i.decode().then(() => i.naturalWidth)") for image in page.locator("main img").all()]
