@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -197,7 +198,7 @@ class _Inception(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
 def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, tmp_path: Path,
-                                     capsys: pytest.CaptureFixture[str]) -> None:
+                                     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in Inception from a TorchScript file, a small CLIP from its folder; without it no similarity."""
     write_shard(tmp_path / "held-0.tar", source, 40)
     torch.jit.script(_Inception()).save(str(tmp_path / "inception.pt"))
@@ -217,3 +218,6 @@ def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, 
                           ("saliency", "path must be a folder of a transformers model")):
         assert call({**options, f"--{name}": "none"}) == 2
         assert message in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert call({**options, "--saliency": "grabcut"}) == 2
+    assert capsys.readouterr().err == "error: cv2 must be installed (pip install -e .[synthesis]), found none\n"

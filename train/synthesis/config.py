@@ -163,7 +163,7 @@ class LayersConfig:
     Attributes:
         foreground: "copied", F = I where m > 0.1 as in the paper; "estimated" adds the true foreground colour as
             foreground.png, so that no halo of the old background shows.
-        dilate: how far the hole reaches beyond the mask.
+        dilate: how far the hole reaches beyond the mask; a hole that leaves less than 1 % of the picture drops it.
         feather: width of the seam inside the hole; at most half of `dilate`.
         context: what the inpainter sees around the hole.
         jpeg_rim: widens the hole so that no block of the source's JPEG (16 pixels of its own) lies across its edge.
@@ -258,7 +258,8 @@ class EngineConfig:
     """Where it runs; nothing here changes a sample.
 
     Attributes:
-        address: of a Ray cluster ("auto", "ray://host:10001"); None starts Ray on this machine for this run.
+        address: of a Ray cluster ("auto", "host:6379", "ray://host:10001") whose machines all have input, output and
+            weights at the same paths; None starts Ray on this machine for this run.
         num_cpus: of the local Ray, at least 2; None takes all cores.
         object_store_mb: memory of the local Ray for samples between stages.
         saliency: its workers.
