@@ -147,6 +147,7 @@ def test_again_does_nothing_but_the_report(
     ("saliency.backned=rembg", "unknown key backned (nearest: backend)"),
     ("filters.mask=/none", "filters: mask must be a classifier's safetensors file, found none at /none"),
     ("filters.clip=/none", "clip must be a folder with a CLIP model, found no config.json in /none"),
+    ("engine.address=ray://host:10001", "Ray Client does not run Ray Data, got ray://host:10001"),
     ("engine.num_cpus=1", "num_cpus must be at least 2 and finite, got 1"),
     ("engine.saliency.workers=0", "workers must be at least 1 and finite, got 0"),
 ])

@@ -88,8 +88,8 @@ def started(config: EngineConfig) -> Generator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises ValueError where nothing listens at "host:port" or "ray://host:port"; Ray looks for others itself."""
-    place = urlsplit(address if "://" in address else f"//{address}")
+    """Raises ValueError where nothing listens at "host:port"; Ray looks for what else there is, as "auto", itself."""
+    place = urlsplit(f"//{address}")
     if place.hostname is None or place.port is None:
         return
     try:
