@@ -50,6 +50,11 @@ class LabelServer(ThreadingHTTPServer):
         """The page."""
         return f"http://{_HOST}:{self.server_port}/"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the base class's own
+        """Nothing of a browser that no longer wants its pictures: quick keys cancel them."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     """GET / and picture/INDEX/VIEW.png, POST act."""

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from text2layer_core.atomic import write_file
+from train.csv_files import open_csv
 
 NEEDED = ("image.png", "mask.png", "background.png")
 _MODES = {"image.png": "RGB", "background.png": "RGB", "foreground.png": "RGB", "mask.png": "L"}
@@ -62,13 +63,20 @@ class SampleFiles:
             raise ValueError(f"data must hold samples with {', '.join(NEEDED)}, found none in {data}")
 
     def read(self, key: str, part: str) -> bytes | None:
-        """The bytes of one file of a sample ("mask.png"), None where it has none."""
+        """The bytes of one file of a sample ("mask.png"), None where it has none.
+
+        Raises:
+            ValueError: it cannot be read any more.
+        """
         span = self._members.get(key, {}).get(part)
         if span is None:
             return None
-        with span.path.open("rb") as file:
-            file.seek(span.offset)
-            return file.read(span.length)
+        try:
+            with span.path.open("rb") as file:
+                file.seek(span.offset)
+                return file.read(span.length)
+        except OSError as error:
+            raise ValueError(f"sample {key} must hold a readable {part}, got {error}") from error
 
     def picture(self, key: str, part: str) -> Tensor:
         """A picture of a sample, (1, 3 or 1, H, W) in [0, 1].
@@ -112,13 +120,12 @@ def read_labels(path: Path) -> dict[str, bool]:
     left alone. A label is good, bad, 1 or 0.
 
     Raises:
-        ValueError: no such file, a column is missing, or a label is something else; the line is named.
+        ValueError: no such file, no CSV, a column is missing, or a label is something else; the line is named.
     """
     if not path.is_file():
         raise ValueError(f"labels must be a CSV file, found none at {path}")
     found: dict[str, bool] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
+    with open_csv(path) as rows:
         columns = rows.fieldnames or []
         name = next((each for each in ("key", "path") if each in columns), None)
         if name is None or "label" not in columns:

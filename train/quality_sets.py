@@ -50,8 +50,8 @@ class TruthConfig:
 
     Attributes:
         data: the scenes; held-out samples are those of the next seed.
-        found: "backends": a saliency backend finds the mask and an inpainting backend fills its hole, as the synthesis
-            does. "defects": a share of the samples has one of `train.baselines.DEFECTS`.
+        found: "backends": a saliency backend of the synthesis finds the mask and one of its inpainting backends fills
+            the hole, see `backend_finder`. "defects": a share of the samples has one of `train.baselines.DEFECTS`.
         share: of samples with a defect.
         saliency: name of the backend.
         inpainting: name of the backend.
@@ -141,7 +141,7 @@ class TruthLabels:
     """Known scenes taken apart, each judged against its truth."""
 
     def __init__(self, config: TruthConfig, kind: str, side: int, split: str) -> None:
-        """Opens source and backends."""
+        """Opens source and backends; ValueError where a backend's package is not installed."""
         data = config.data if split == "train" else replace(config.data, seed=config.data.seed + 1)
         self._source = open_source(data)
         self._kind, self._side, self._criteria = kind, side, config.criteria
@@ -233,7 +233,10 @@ def backend_finder(
     saliency: Callable[[Tensor], Tensor], inpainter: Callable[[Tensor, Tensor], Tensor], threshold: float,
     dilation: int,
 ) -> Finder:
-    """Takes composed scenes apart as the synthesis does (paper, data steps 1 to 3).
+    """Takes composed scenes apart by the paper's data steps 1 to 3.
+
+    Plainer than the synthesis: the inpainter sees the whole picture, the hole's dilation does not scale with it, and no
+    seam is feathered.
 
     Args:
         saliency: (3, H, W) -> mask (1, H, W).

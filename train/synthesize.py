@@ -20,6 +20,7 @@ from train.config import load_config
 from train.data import expand
 from train.synthesis.config import SynthesisConfig
 from train.synthesis.engine import Clock, samples, started
+from train.synthesis.errors import check_installed
 from train.synthesis.inpainting import check_inpainter
 from train.synthesis.inputs import list_shards
 from train.synthesis.manifest import Output, locked
@@ -40,10 +41,11 @@ def synthesize(config: SynthesisConfig, clock: Clock | None = None) -> dict[str,
         The manifest.
 
     Raises:
-        ValueError: the config does not fit the files, or the folder another run.
+        ValueError: the config does not fit the files, or the folder another run; or a package is missing.
         RuntimeError: a worker failed.
         OSError: the disk is full, or otherwise unwilling. What is finished stays, as after Ctrl-C.
     """
+    check_installed("ray", "pyarrow", "webdataset", "cv2")
     check_saliency(config.saliency)
     check_inpainter(config.inpainting)
     check_filters(config.filters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import tarfile
 from dataclasses import replace
 from io import BytesIO
@@ -207,7 +208,7 @@ class _Inception(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
 def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, tmp_path: Path,
-                                     capsys: pytest.CaptureFixture[str]) -> None:
+                                     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in Inception from a TorchScript file, a small CLIP from its folder; without it no similarity."""
     write_shard(tmp_path / "held-0.tar", source, 40)
     torch.jit.script(_Inception()).save(str(tmp_path / "inception.pt"))
@@ -239,6 +240,9 @@ def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, 
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("error: ")
         assert message in line
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert call({**options, "--saliency": "grabcut"}) == 2
+    assert capsys.readouterr().err == "error: cv2 must be installed (pip install -e .[synthesis]), found none\n"
 
 
 def test_shards_without_clip_have_a_sheet(files: dict[str, str], source: IconSource, tmp_path: Path) -> None:

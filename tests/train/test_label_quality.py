@@ -6,9 +6,12 @@ import io
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -183,6 +186,38 @@ def test_no_other_file(server: LabelServer, path: str) -> None:
     assert ask(server, "GET", path)[0] == 404
 
 
+def test_a_file_that_is_gone_is_told(server: LabelServer, data: Path) -> None:
+    (data / "b.mask.png").unlink()
+    status, answer = ask(server, "GET", "/picture/1/overlay.png")
+    assert status == 404
+    assert answer["error"].startswith("sample b must hold a readable mask.png, got ")
+    assert ask(server, "GET", "/picture/1/image.png")[0] == 200
+
+
+def test_a_browser_that_cancels_a_picture(server: LabelServer, capfd: pytest.CaptureFixture[str]) -> None:
+    """Quick keys do; the connection is reset while the picture is made, and the next request is answered."""
+    cancelled, answered = threading.Event(), threading.Event()
+    view, shutdown = server.session.view, server.shutdown_request
+
+    def slow(index: int, name: str) -> torch.Tensor:
+        cancelled.wait(10)
+        return view(index, name)
+
+    def noted(request: Any) -> None:
+        shutdown(request)
+        answered.set()
+
+    server.session.view, server.shutdown_request = slow, noted  # type: ignore[method-assign]
+    with socket.create_connection(("127.0.0.1", server.server_port)) as browser:
+        browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+        browser.sendall(f"GET /picture/0/image.png HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode())
+        time.sleep(0.1)
+    cancelled.set()
+    assert answered.wait(10)
+    assert capfd.readouterr().err == ""
+    assert ask(server, "GET", "/picture/0/image.png")[0] == 200
+
+
 def test_a_full_disk_is_told(server: LabelServer, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is counted as labelled, and the next key works."""
     def full(*_: Any) -> None:
@@ -202,12 +237,14 @@ def test_a_full_disk_is_told(server: LabelServer, labels: Path, monkeypatch: pyt
     (["--data", "{tmp}/nothing"], "data must hold samples"),
     (["--labels", "{tmp}/none/labels.csv"], "labels must be a file in a folder that is there"),
     (["--labels", "{tmp}/wrong.csv"], "must have the columns key,label"),
+    (["--labels", "{tmp}/latin.csv"], "latin.csv, line 2: a CSV must be in UTF-8"),
     (["--port", "70000"], "--port must lie in [0, 65535], got 70000"),
 ])
 def test_bad_input(
     data: Path, labels: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "wrong.csv").write_text("name\n")
+    (tmp_path / "latin.csv").write_bytes(b"key,label\ncaf\xe9,good\n")
     given = [each.format(tmp=tmp_path) for each in arguments]
     assert main(["--data", str(data), "--labels", str(labels), "--kind", "mask", *given]) == 2
     error = capsys.readouterr().err.strip()

@@ -45,8 +45,12 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"no")
     with pytest.raises(ValueError, match=r"sample b must hold a readable mask\.png"):
         SampleFiles(tmp_path).picture("b", "mask.png")
+    samples = SampleFiles(tmp_path)
     with pytest.raises(ValueError, match=r"sample b must hold foreground\.png, found none"):
-        SampleFiles(tmp_path).picture("b", "foreground.png")
+        samples.picture("b", "foreground.png")
+    (tmp_path / "b.mask.png").unlink()
+    with pytest.raises(ValueError, match=r"sample b must hold a readable mask\.png, got .*No such file"):
+        samples.picture("b", "mask.png")
 
 
 def test_labels_there_and_back(tmp_path: Path) -> None:
@@ -76,9 +80,11 @@ def test_csv_files_of_others(tmp_path: Path, text: str, wanted: dict[str, bool])
     ("key,label\na,good\nb,perhaps\n", "line 3: label must be good, bad, 1 or 0 of a named sample, got 'b', 'perhaps'"),
     ("key,label\n,good\n", "line 2: label must be"),
     ("key,label\na\n", "line 2: label must be"),
+    ("key,label\na,good\ncaf\xe9,good\n", r"a.csv, line 3: a CSV must be in UTF-8, got the byte 0xe9"),
+    ("key,label\n\"" + "x" * 200_000, r"a.csv, line 2: must be a row of a CSV, got field larger than field limit"),
 ])
 def test_no_labels(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "a.csv").write_text(text)
+    (tmp_path / "a.csv").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         read_labels(tmp_path / "a.csv")
     with pytest.raises(ValueError, match="labels must be a CSV file, found none"):

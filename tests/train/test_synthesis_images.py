@@ -162,6 +162,51 @@ def test_exif_rotation_swaps_the_sides() -> None:
     assert (found.width, found.height, found.pixels.shape) == (64, 128, (128, 64, 3))
 
 
+def test_a_tiff_is_turned_once() -> None:
+    """Pillow turns it while it loads."""
+    image = plain(128, 64, (0, 0, 0))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = decode(encoded(image, "TIFF", exif=exif))
+    assert (found.width, found.height, found.converted) == (64, 128, ("rotated",))
+    assert np.argwhere(found.pixels[..., 0] == 255).tolist() == [[0, 63]]
+
+
+def exif_of(*tags: tuple[int, int, bytes]) -> bytes:
+    """An EXIF segment of tags (number, type, four bytes of values), one value each."""
+    entries = b"".join(struct.pack("<HHI", number, kind, 1) + value for number, kind, value in tags)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+UPRIGHT_BY_A_TURN = (0x0112, 3, b"\6\0\0\0")
+BAD_TAGS = {"a negative width": (0x0100, 9, b"\xff" * 4), "a resolution of letters": (0x011A, 2, b"a\0\0\0"),
+            "a place beyond the end": (0x011B, 5, b"\xff\xff\xff\x7f")}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("tag", BAD_TAGS.values(), ids=BAD_TAGS.keys())
+def test_a_bad_tag_beside_the_orientation(kind: str, tag: tuple[int, int, bytes]) -> None:
+    """Orientation 6 by the EXIF standard: the file's left column is the picture's top."""
+    image = plain(colour=(0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 32, 64))
+    found = decode(encoded(image, kind, exif=exif_of(*sorted([tag, UPRIGHT_BY_A_TURN]))))
+    assert found.converted == ("rotated",)
+    assert found.pixels[:30].min() > 245
+    assert found.pixels[34:].max() < 10
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0no EXIF", b"Exif\0\0II*\0\xff\0\0\0", exif_of((0x0112, 2, b"6\0\0\0")),
+                                  exif_of((0x0112, 3, b"\x63\0\0\0")), exif_of(UPRIGHT_BY_A_TURN)[:-12]])
+def test_exif_that_cannot_be_read_turns_nothing(kind: str, exif: bytes) -> None:
+    image = plain(colour=(0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 32, 64))
+    found = decode(encoded(image, kind, exif=exif))
+    assert found.converted == ()
+    assert found.pixels[:, :30].min() > 245
+
+
 def test_a_colour_profile_is_converted_to_srgb() -> None:
     """SRGB's own profile changes nothing; a broken one is passed over."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

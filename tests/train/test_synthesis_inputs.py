@@ -94,6 +94,16 @@ def test_shards_as_img2dataset_writes_them(tmp_path: Path) -> None:
     assert [(s.name, s.refused, s.total) for s in second] == [("00001.tar", "empty_shard", 1)]
 
 
+def test_half_a_surrogate_pair_and_json_without_end(tmp_path: Path) -> None:
+    """JSON can write what UTF-8 cannot, and be deeper than Python goes."""
+    tar(tmp_path / "0.tar", {
+        "0.jpg": b"first", "0.json": b'{"caption": "a cat \\ud83d", "title": "\\ud83d"}',
+        "1.jpg": b"second", "1.txt": b"a dog", "1.json": b"[" * 100_000})
+    (samples,) = planned(InputConfig(kind="shards", path=str(tmp_path / "0.tar")))
+    assert captions(samples) == {"0": "a cat ?", "1": "a dog"}
+    assert [read_origin(sample) for sample in samples] == [{"title": "\ud83d"}, {}]
+
+
 def test_a_torn_tar_gives_what_is_whole_and_one_cause(tmp_path: Path) -> None:
     path = tar(tmp_path / "0.tar", {f"{i}.{kind}": bytes([65 + i]) * 700 for i in range(3) for kind in ("jpg", "txt")})
     path.write_bytes(path.read_bytes()[: 512 * 3 * 4 + 100])  # two samples are 4 members of 3 blocks each
@@ -144,6 +154,12 @@ def test_says_what_is_missing(tmp_path: Path) -> None:
         list_shards(InputConfig(**config))  # type: ignore[arg-type]
     put(tmp_path / "c.csv", "path,text\n")
     with pytest.raises(ValueError, match=r"input: c.csv must have a column caption, has path, text"):
+        list_shards(InputConfig(**config))  # type: ignore[arg-type]
+    put(tmp_path / "c.csv", "path,caption\na.png,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"c.csv, line 2: a CSV must be in UTF-8, got the byte 0xe9"):
+        list_shards(InputConfig(**config))  # type: ignore[arg-type]
+    put(tmp_path / "c.csv", "path,caption\nb.png,b\na.png,\"" + "x" * 200_000)
+    with pytest.raises(ValueError, match=r"c.csv, line 3: must be a row of a CSV, got field larger than field limit"):
         list_shards(InputConfig(**config))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"captions .a CSV. must go with kind folder, got kind shards"):
         InputConfig(kind="shards", path="x", captions="c.csv")

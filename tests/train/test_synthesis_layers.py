@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from train.synthesis.config import FiltersConfig, LayersConfig
-from train.synthesis.layers import inpaint_crop, mask_figures, mask_verdict, shadow
+from train.synthesis.layers import hole_verdict, inpaint_crop, mask_figures, mask_verdict, shadow
 
 
 def disc(size: int = 64, radius: float = 10, centre: tuple[float, float] = (32, 32)) -> torch.Tensor:
@@ -41,6 +41,22 @@ def grown(mask: torch.Tensor, radius: int) -> torch.Tensor:
             if dy * dy + dx * dx <= radius * radius:
                 result = torch.maximum(result, mask.roll((dy, dx), (1, 2)))
     return result
+
+
+@pytest.mark.parametrize(("ground", "verdict"), [(0, "no_ground"), (40, "no_ground"), (41, ""), (4096, "")])
+def test_a_hole_must_leave_ground(ground: int, verdict: str) -> None:
+    """1 % of 64 x 64 pixels are 40.96."""
+    hole = torch.ones(1, 1, 64, 64)
+    hole.view(-1)[:ground] = 0
+    assert hole_verdict(hole, torch.zeros(3, 64, 64)) == verdict
+
+
+def test_a_faint_mask_has_a_hole_of_the_whole_picture() -> None:
+    """0.85 everywhere is below most_area's mean of 0.9."""
+    mask = np.full((64, 64), 217, np.uint8)
+    assert mask_verdict(mask, FiltersConfig()) == ""
+    crop = inpaint_crop(torch.rand(3, 64, 64), torch.full((1, 64, 64), 0.85), LayersConfig(), 64, jpeg=False)
+    assert hole_verdict(crop.hole, torch.rand(3, 64, 64)) == "no_ground"
 
 
 def test_the_jpeg_rim_widens_the_hole_where_the_source_is_a_jpeg_of_few_pixels() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +201,35 @@ def test_rembg_reads_a_local_onnx_file(tmp_path: Path) -> None:
         found = open_saliency(SaliencyConfig(backend="rembg", path=str(path)))(image)
         assert found.shape == mask.shape
         assert ((found > 0.5) == (mask > 0.5)).float().mean() > 0.99
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize("backend", ["transformers", "diffusers"])
+def test_a_pointer_of_git_lfs_is_no_weights(
+    segformer: Path, pipeline: Path, tmp_path: Path, backend: str
+) -> None:
+    """What a clone without LFS leaves; safetensors' own error derives from Exception alone."""
+    folder = shutil.copytree(segformer if backend == "transformers" else pipeline, tmp_path / "model")
+    for file in folder.rglob("*.safetensors"):
+        file.write_text(POINTER, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{folder} must be an? .* that {backend} knows, got [^\n]*$"):
+        if backend == "transformers":
+            open_saliency(SaliencyConfig(backend="transformers", path=str(folder)))
+        else:
+            open_inpainter(InpainterConfig(backend="diffusers", path=str(folder)))
+
+
+@pytest.mark.parametrize(("backend", "package"), [
+    ("grabcut", "cv2"), ("rembg", "rembg"), ("rembg", "onnxruntime"), ("telea", "cv2"), ("lama", "onnxruntime")])
+def test_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, backend: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"^{package} must be installed \(pip install -e \.\[synthesis\]\), found"):
+        if backend in ("grabcut", "rembg"):
+            open_saliency(SaliencyConfig(backend=backend, path="x"))  # type: ignore[arg-type]
+        else:
+            open_inpainter(InpainterConfig(backend=backend, path="x"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("backend", "message"), [

@@ -151,6 +151,16 @@ def test_what_was_unfinished_is_deleted_and_what_is_finished_stays(
     assert not ShardWriter(again, shards, sheet=0).add(made(1, 0, 1)), "done already"
 
 
+def test_text_that_utf8_has_not(config: SynthesisConfig, shards: list[InputShard]) -> None:
+    """Half of a surrogate pair from a JSON, and a file name of another encoding, as Python holds it."""
+    output = Output(Path(config.output), config, shards)
+    ShardWriter(output, shards, sheet=0).add(
+        made(1, 0, 1, caption="a cat \ud83d", facts={"source": {"name": "caf\udce9.png"}}))
+    found = members(output.shard_path(1))
+    assert found["000001000000.txt"] == b"a cat ?"
+    assert json.loads(found["000001000000.json"]) == {"caption": "a cat ?", "source": {"name": "caf?.png"}}
+
+
 def test_another_config_or_another_input_is_refused(config: SynthesisConfig, shards: list[InputShard]) -> None:
     write_all(config, shards, [0, 1, 2, 3])
     other = SynthesisConfig(output=config.output, input=config.input, sheet=3)
@@ -231,4 +241,5 @@ def test_the_report_is_one_file_and_says_what_the_manifest_does(
     assert page.count("data:image/jpeg;base64,anBlZw==") == 3, "two kept and one dropped"
     assert "Dropped: mask small" in page
     assert "<td>object not too small</td><td>3</td><td>2</td><td>66.7 %</td>" in page
+    assert "<td>ground left around the hole</td><td>2</td><td>2</td><td>100.0 %</td>" in page
     assert "<td>corrupt</td><td>1</td>" in page

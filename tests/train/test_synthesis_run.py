@@ -13,16 +13,18 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors import SafetensorError
 
 from train.config import load_config
 from train.shards import ShardsConfig, ShardSource
 from train.synthesis.config import SynthesisConfig
-from train.synthesis.engine import samples
+from train.synthesis.engine import _Worker, samples
 from train.synthesis.inputs import list_shards
 from train.synthesize import main, synthesize
 
@@ -88,8 +90,9 @@ def expected(count: int) -> dict[str, str]:
     return {f"{index:03d}.png": f"thing {index}" for index in range(count) if index % 5 != 4}
 
 
-def start(config: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "train.synthesize", "--config", str(config)], cwd=ROOT,
+def start(config: Path, *changes: str) -> subprocess.Popen[bytes]:
+    settings = [word for change in changes for word in ("--set", change)]
+    return subprocess.Popen([sys.executable, "-m", "train.synthesize", "--config", str(config), *settings], cwd=ROOT,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
@@ -144,6 +147,7 @@ def test_again_does_nothing_but_the_report(
     ("saliency.backned=rembg", "unknown key backned (nearest: backend)"),
     ("filters.mask=/none", "filters: mask must be a classifier's safetensors file, found none at /none"),
     ("filters.clip=/none", "clip must be a folder with a CLIP model, found no config.json in /none"),
+    ("engine.address=ray://host:10001", "Ray Client does not run Ray Data, got ray://host:10001"),
     ("engine.num_cpus=1", "num_cpus must be at least 2 and finite, got 1"),
     ("engine.saliency.workers=0", "workers must be at least 1 and finite, got 0"),
 ])
@@ -154,6 +158,36 @@ def test_bad_input_is_one_line(
     error = capfd.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["ray", "webdataset", "cv2"])
+def test_without_the_extra(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["--config", str(small(tmp_path, folder))]) == 2
+    assert capfd.readouterr().err == f"error: {package} must be installed (pip install -e .[synthesis]), found none\n"
+
+
+def test_a_broken_csv_is_one_line(tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "captions.csv"
+    table.write_text('path,caption\n000.png,"' + "x" * 200_000, encoding="utf-8")
+    assert main(["--config", str(small(tmp_path, folder)), "--set", f"input.captions={table}"]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: {table}, line 2: must be a row of a CSV, got field larger than")
+    assert error.count("\n") == 1
+
+
+def test_a_worker_hands_on_whatever_fails_while_it_loads(tmp_path: Path, folder: Path) -> None:
+    """Errors of safetensors derive from Exception alone; some have no text."""
+    config = load_config(small(tmp_path, folder), [], SynthesisConfig)
+    for error, message in ((SafetensorError("too large"), "too large"), (AssertionError(), "AssertionError")):
+        def stage(config: SynthesisConfig, error: Exception = error) -> Any:
+            raise error
+
+        worker = _Worker(stage, config)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            worker(None)
 
 
 @pytest.mark.slow

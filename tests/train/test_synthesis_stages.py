@@ -190,8 +190,17 @@ def test_layered_samples_are_taken_as_they_are(
     assert sample.refused == "sizes_differ"
 
 
+def test_a_mask_that_leaves_no_ground(config: SynthesisConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is dropped before the inpainter; layers that are there already have their background."""
+    monkeypatch.setattr(stages, "open_saliency", lambda config: lambda image: torch.full((1, *image.shape[1:]), 0.85))
+    monkeypatch.setattr(stages, "open_inpainter", lambda config: None)
+    samples = run(config)
+    assert [sample.dropped for sample in samples[:3]] == ["no_ground"] * 3
+    assert sorted(samples[0].parts) == ["thumbnail"]
+
+
 class Failing:
-    """A model that fails on the first pictures."""
+    """A model that fails on the first pictures, and then finds a left half."""
 
     def __init__(self, times: int) -> None:
         self.times = times
@@ -200,7 +209,9 @@ class Failing:
         self.times -= 1
         if self.times >= 0:
             raise RuntimeError("out of memory")
-        return torch.ones(1, *image.shape[1:]) * 0.5
+        mask = torch.zeros(1, *image.shape[1:])
+        mask[..., : image.shape[2] // 2] = 1
+        return mask
 
 
 def test_a_model_that_fails_once_drops_a_picture_and_one_that_always_fails_stops_the_run(

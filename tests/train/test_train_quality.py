@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,15 @@ def test_scenes_taken_apart_by_backends(values: dict[str, Any]) -> None:
     assert any(not row for row in found), "GrabCut finds some of these plain things well"
     perfect = find(0, stack)[1] * 0 + stack[:, 6:]
     assert mask_defects(stack[:, 6:], perfect, QualityCriteria()) == [[]] * 8
+
+
+def test_backends_without_their_package(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values["truth"] = {**values["truth"], "found": "backends"}
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert main(command(values, tmp_path)) == 2
+    assert capsys.readouterr().err == "error: cv2 must be installed (pip install -e .[synthesis]), found none\n"
 
 
 def test_labels_of_people(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ class LayersConfig:
     Attributes:
         foreground: "copied", F = I where m > 0.1 as in the paper; "estimated" adds the true foreground colour as
             foreground.png, so that no halo of the old background shows.
-        dilate: how far the hole reaches beyond the mask.
+        dilate: how far the hole reaches beyond the mask; a hole that leaves less than 1 % of the picture drops it.
         feather: width of the seam inside the hole; at most half of `dilate`.
         context: what the inpainter sees around the hole.
         jpeg_rim: widens the hole so that no block of the source's JPEG (16 pixels of its own) lies across its edge.
@@ -258,7 +258,9 @@ class EngineConfig:
     """Where it runs; nothing here changes a sample.
 
     Attributes:
-        address: of a Ray cluster ("auto", "ray://host:10001"); None starts Ray on this machine for this run.
+        address: of a Ray cluster that this machine has joined ("auto", "host:6379") and whose machines all have input,
+            output and weights at the same paths; None starts Ray on this machine for this run. Not "ray://": Ray Data
+            does not run through Ray Client.
         num_cpus: of the local Ray, at least 2; None takes all cores.
         object_store_mb: memory of the local Ray for samples between stages.
         saliency: its workers.
@@ -266,7 +268,7 @@ class EngineConfig:
         compress_level: of PNG, 0 to 9.
 
     Raises:
-        ValueError: a number out of range, or workers that leave no core to decode on.
+        ValueError: a number out of range, or an address of Ray Client.
     """
 
     address: str | None = None
@@ -278,6 +280,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
+        if self.address is not None and self.address.startswith("ray://"):
+            raise ValueError("address must be auto or HOST:PORT of a cluster that this machine has joined (ray start "
+                             f"--address=HOST:PORT), Ray Client does not run Ray Data, got {self.address}")
         _at_least("object_store_mb", self.object_store_mb, 80)
         if self.num_cpus is not None:
             _at_least("num_cpus", self.num_cpus, LEAST_CPUS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from text2layer_core.checkpoint import one_line
 from train.synthesis.config import LEAST_CPUS
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Resource: TypeAlias = Literal["CPU", "GPU"]
 _ROOT = Path(__file__).resolve().parents[2]
+_REACHED_WITHIN = 10  # seconds for a cluster's machine to answer; Ray itself tries for minutes
 _WAITING = 4  # batches at a worker, so that it never waits for its next one
 _STAGES = 3  # on CPUs beside the planning: decode, cut, encode
 _APPENDIX = " Failed to apply UDF transform"  # what Ray Data adds to a worker's message
@@ -65,9 +68,10 @@ def started(config: EngineConfig) -> Generator[None]:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     if config.address is not None:
+        _check_reachable(config.address)
         packages = [str(_ROOT / name) for name in ("train", "text2layer_core")]
         options = {"log_to_driver": False, "logging_level": logging.ERROR, "address": config.address,
-                   "runtime_env": {"py_modules": packages}}
+                   "runtime_env": {"py_modules": packages, "excludes": ["node_modules", "__pycache__"]}}
     else:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         options |= {"num_cpus": config.num_cpus or max(LEAST_CPUS, os.cpu_count() or 0),
@@ -81,6 +85,17 @@ def started(config: EngineConfig) -> Generator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises ValueError where nothing listens at "host:port"; Ray looks for what else there is, as "auto", itself."""
+    place = urlsplit(f"//{address}")
+    if place.hostname is None or place.port is None:
+        return
+    try:
+        socket.create_connection((place.hostname, place.port), timeout=_REACHED_WITHIN).close()
+    except OSError as error:
+        raise ValueError(f"engine: address must be that of a Ray cluster, got {address}: {one_line(error)}") from error
 
 
 @contextmanager
@@ -182,8 +197,8 @@ class _Worker:
         self._stage, self._error = None, ""
         try:
             self._stage = stage(config)
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
-            self._error = one_line(error)
+        except Exception as error:  # whatever it is: out of a constructor, Ray would tell that its worker died, no more
+            self._error = one_line(error) or type(error).__name__
 
     def __call__(self, table: Table) -> Table:
         if self._stage is None:

@@ -1,9 +1,29 @@
-"""What models raise."""
+"""What models raise, and what is to be told before they are loaded."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
+
+from safetensors import SafetensorError
+
+LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError)
+"""What transformers and diffusers raise on a folder whose files are of another kind, or Git LFS's pointers to them."""
+
+
+def check_installed(*packages: str) -> None:
+    """Tells in one line what the extra `synthesis` would bring; imports nothing.
+
+    Args:
+        packages: names to import.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} must be installed (pip install -e .[synthesis]), found none")
 
 
 def model_errors() -> tuple[type[BaseException], ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,15 @@ if TYPE_CHECKING:
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that runs another program, as EPS does
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _ORIENTATION = 0x0112
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError)  # what Pillow raises
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BROKEN = (  # what Pillow raises on damaged files: its readers check little themselves
+    OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, ArithmeticError, AttributeError, AssertionError,
+    RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
+)
 
 
 class Refused(Exception):
@@ -41,8 +51,8 @@ class Picture:
         width: of the file's picture, upright.
         height: of the file's picture, upright.
         format: of the file, as Pillow names it.
-        converted: what had to be converted: "cmyk", "16_bit", "palette", "alpha", "grey", "profile", "rotated",
-            "animated".
+        converted: what had to be converted: "cmyk", "16_bit", "palette", "alpha", "grey", "profile", "animated",
+            "rotated".
     """
 
     pixels: np.ndarray
@@ -56,7 +66,8 @@ def decode_picture(data: bytes, config: PictureConfig) -> Picture:
     """Decodes, turns upright, converts to sRGB and scales.
 
     Alpha is composed over white, as browsers and img2dataset show it. Colour profiles are converted to sRGB. Of an
-    animation the first frame is taken, and counted. 16 bits are scaled, not clipped.
+    animation the first frame is taken, and counted. 16 bits are scaled, not clipped. EXIF that cannot be read turns
+    nothing.
 
     Args:
         data: the file.
@@ -73,8 +84,13 @@ def decode_picture(data: bytes, config: PictureConfig) -> Picture:
         try:
             converted = _kinds(image, data)
             file_format = image.format or ""
+            turned = image.format == "TIFF" and _turn(image) is not None  # Pillow turns a TIFF itself, while it loads
             image.load()
-            image = ImageOps.exif_transpose(image)
+            turn = _turn(image)
+            if turn is not None:
+                image = image.transpose(turn)
+            if turned or turn is not None:
+                converted = (*converted, "rotated")
             width, height = image.size
             image = _rgb(image)
         except _BROKEN as error:
@@ -115,10 +131,17 @@ def _kinds(image: Image.Image, data: bytes) -> tuple[str, ...]:
         "alpha": image.has_transparency_data,
         "grey": image.mode in ("1", "L", "LA", "I;16", "I;16B", "I"),
         "profile": bool(image.info.get("icc_profile")),
-        "rotated": image.getexif().get(_ORIENTATION, 1) not in (0, 1),
         "animated": image.format != "MPO" and bool(getattr(image, "is_animated", False)),
     }
     return tuple(name for name, found in kinds.items() if found)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """The turn that its EXIF asks for; ImageOps.exif_transpose writes all other tags anew, and fails on bad ones."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except _BROKEN:
+        return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from text2layer_core.checkpoint import one_line
-from train.synthesis.errors import model_errors
+from train.synthesis.errors import LOAD_ERRORS, check_installed, model_errors
 from train.synthesis.tensors import to_bytes, to_pil, to_tensor
 
 if TYPE_CHECKING:
     from train.synthesis.config import InpainterConfig
 
+_PACKAGES = {"telea": ("cv2",), "lama": ("onnxruntime",)}
 _MULTIPLE = 8  # sides that a latent diffusion model and LaMa take
 
 
@@ -42,7 +43,7 @@ def open_inpainter(config: InpainterConfig) -> Inpainter:
     """Loads a model from a local path; nothing is downloaded.
 
     Raises:
-        ValueError: its files are missing or of another kind.
+        ValueError: its files or its package are missing, or of another kind.
     """
     check_inpainter(config)
     makers: dict[str, Any] = {"telea": _Telea, "diffusers": _Diffusers, "lama": _Lama, "wait": _Wait}
@@ -50,7 +51,8 @@ def open_inpainter(config: InpainterConfig) -> Inpainter:
 
 
 def check_inpainter(config: InpainterConfig) -> None:
-    """Raises ValueError where the weights are not there; loads nothing."""
+    """Raises ValueError where weights or package are not there; loads nothing."""
+    check_installed(*_PACKAGES.get(config.backend, ()))
     path = Path(config.path or "").expanduser()
     if config.backend == "diffusers" and not (path / "model_index.json").is_file():
         raise ValueError(f"inpainting: path must be a folder of a diffusers pipeline, "
@@ -81,7 +83,7 @@ class _Diffusers:
         try:
             pipeline = AutoPipelineForInpainting.from_pretrained(
                 path, local_files_only=True, dtype=getattr(torch, config.dtype))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except LOAD_ERRORS as error:
             raise ValueError(f"inpainting: {path} must be an inpainting pipeline that diffusers knows, "
                              f"got {one_line(error)}") from error
         self._pipeline: Any = pipeline.to(config.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import tarfile
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from train.csv_files import open_csv
 from train.shards import Piece, folder_members, matching, tar_members
 from train.synthesis.images import SUFFIXES, Refused
 from train.synthesis.rows import Sample
@@ -77,7 +77,7 @@ def list_shards(config: InputConfig) -> list[InputShard]:
     """The shards in their order, the same in every run over the same files.
 
     Raises:
-        ValueError: nothing there, or a CSV without the columns.
+        ValueError: nothing there, or no CSV, or one without the columns.
     """
     root = Path(config.path).expanduser()
     if config.kind == "shards" or (config.kind == "layered" and not root.is_dir()):
@@ -124,7 +124,7 @@ def read(sample: Sample, part: str) -> bytes:
 
 
 def read_caption(sample: Sample) -> str:
-    """The caption: from the CSV, the text, or the JSON's key caption.
+    """The caption: from the CSV, the text, or the JSON's key caption; whatever comes of it is UTF-8.
 
     Raises:
         Refused: "missing_caption".
@@ -134,7 +134,7 @@ def read_caption(sample: Sample) -> str:
         caption = _text(sample)
     if caption is None and "json" in sample.pieces:
         caption = _record(sample).get("caption")
-    caption = " ".join(caption.split()) if isinstance(caption, str) else ""
+    caption = " ".join(caption.split()).encode(errors="replace").decode() if isinstance(caption, str) else ""
     if not caption:
         raise Refused("missing_caption")
     return caption
@@ -156,7 +156,7 @@ def _text(sample: Sample) -> str | None:
 def _record(sample: Sample) -> dict[str, Any]:
     try:
         found = json.loads(read(sample, "json"))
-    except (ValueError, Refused):
+    except (ValueError, RecursionError, Refused):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -175,8 +175,7 @@ def _read_csv(path: Path, config: InputConfig) -> dict[str, list[str]]:
     if not path.is_file():
         raise ValueError(f"input: captions must be a CSV file, found none at {path}")
     found: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
+    with open_csv(path) as rows:
         for column in (config.path_column, config.caption_column):
             if column not in (rows.fieldnames or ()):
                 raise ValueError(f"input: {path.name} must have a column {column}, "

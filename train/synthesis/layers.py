@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 KNOWN_ABOVE = 0.1  # the paper's F is I where m > 0.1
 AREA_THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # of the paper's area histograms
 LEAST_COMPONENT = 100  # pixels, as the paper counts
+LEAST_GROUND = 0.01  # of the picture: an inpainter goes on with what it sees around the hole
 _JPEG_BLOCK = 16  # pixels: chroma is stored at half the size in blocks of 8
 _SHADOW = (0.3, 0.88)  # a shadow's light as a share of the ground's; below is a thing of its own
 _SAME_HUE = 0.04  # how far red's and green's share of the light may move in a shadow
@@ -33,6 +34,19 @@ def mask_verdict(mask: np.ndarray, filters: FiltersConfig) -> str:
     if area < filters.least_area:
         return "mask_small"
     return "mask_full" if area > filters.most_area else ""
+
+
+def hole_verdict(hole: Tensor, image: Tensor) -> str:
+    """Why a picture is dropped before its hole is filled: "no_ground", or "" where there is something to fill it from.
+
+    A mask's mean does not tell: one of 0.85 everywhere has a hole of the whole picture.
+
+    Args:
+        hole: (1, 1, h, w), 1 where to fill, else 0; the rest of the picture is ground.
+        image: (3, H, W), the whole picture; the ground must be at least 1 % of it.
+    """
+    ground = 1 - float(hole.sum()) / image[0].numel()
+    return "no_ground" if ground < LEAST_GROUND else ""
 
 
 def inpaint_crop(image: Tensor, mask: Tensor, config: LayersConfig, source_side: int, *, jpeg: bool) -> InpaintCrop:

@@ -25,8 +25,8 @@ _KEPT = "#2a7f62"
 _MOST_COMPONENTS = 8
 _FILTERS = {
     "saliency_failed": "saliency model ran", "mask_empty": "mask not empty", "mask_small": "object not too small",
-    "mask_full": "object not everything", "mask_score": "mask classifier", "inpainting_failed": "inpainter ran",
-    "inpainting_score": "inpainting classifier",
+    "mask_full": "object not everything", "mask_score": "mask classifier", "no_ground": "ground left around the hole",
+    "inpainting_failed": "inpainter ran", "inpainting_score": "inpainting classifier",
 }
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1120px; padding: 0 1rem; color: #222; }

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from text2layer_core.checkpoint import one_line
-from train.synthesis.errors import model_errors
+from train.synthesis.errors import LOAD_ERRORS, check_installed, model_errors
 from train.synthesis.tensors import to_bytes, to_pil
 
 if TYPE_CHECKING:
     from train.synthesis.config import SaliencyConfig
 
+_PACKAGES = {"grabcut": ("cv2",), "rembg": ("rembg", "onnxruntime")}
 _BORDER = 0.04  # GrabCut: what surely is ground, a share of each side
 _CENTRE = 0.5  # GrabCut: what is probably the thing, a share of each side
 _SOFTEN = 1.0  # GrabCut: sigma of the cut's edge in pixels
@@ -44,7 +45,7 @@ def open_saliency(config: SaliencyConfig) -> Saliency:
     """Loads a model from a local path; nothing is downloaded.
 
     Raises:
-        ValueError: its files are missing or of another kind.
+        ValueError: its files or its package are missing, or of another kind.
     """
     check_saliency(config)
     makers: dict[str, Any] = {"grabcut": _GrabCut, "rembg": _Rembg, "transformers": _Transformers, "wait": _Wait}
@@ -52,7 +53,8 @@ def open_saliency(config: SaliencyConfig) -> Saliency:
 
 
 def check_saliency(config: SaliencyConfig) -> None:
-    """Raises ValueError where the weights are not there; loads nothing."""
+    """Raises ValueError where weights or package are not there; loads nothing."""
+    check_installed(*_PACKAGES.get(config.backend, ()))
     if config.backend == "rembg":
         _rembg_file(config)
     if config.backend == "transformers":
@@ -127,7 +129,7 @@ class _Transformers:
                 model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype, **options)
             except ValueError:
                 model = AutoModelForImageSegmentation.from_pretrained(folder, dtype=dtype, **options)
-        except (OSError, ValueError, KeyError) as error:
+        except LOAD_ERRORS as error:
             raise ValueError(f"saliency: {folder} must be a segmentation model that transformers knows, "
                              f"got {one_line(error)}") from error
         self._model: Any = model.to(config.device).eval()

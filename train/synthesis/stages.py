@@ -24,7 +24,7 @@ from train.synthesis.errors import model_errors
 from train.synthesis.images import Refused, decode_picture
 from train.synthesis.inpainting import open_inpainter
 from train.synthesis.inputs import read, read_caption, read_origin
-from train.synthesis.layers import inpaint_crop, mask_figures, mask_verdict
+from train.synthesis.layers import hole_verdict, inpaint_crop, mask_figures, mask_verdict
 from train.synthesis.rows import Sample, Table, from_table, to_table
 from train.synthesis.saliency import open_saliency
 from train.synthesis.tensors import to_bytes, to_tensor
@@ -52,16 +52,19 @@ def decode(table: Table, config: SynthesisConfig) -> Table:
 
 
 def cut(table: Table, config: SynthesisConfig) -> Table:
-    """The hole and the window, on the CPU, so that the inpainting worker has nothing else to do."""
+    """The hole, its verdict and the window, on the CPU, so that the inpainting worker has nothing else to do."""
     torch.set_num_threads(1)
     samples = from_table(table)
     for sample in samples:
         if sample.alive and "background" not in sample.parts:
             source: dict[str, Any] = sample.facts["source"]
-            crop = inpaint_crop(to_tensor(sample.array("image")), to_tensor(sample.array("mask")), config.layers,
+            image = to_tensor(sample.array("image"))
+            crop = inpaint_crop(image, to_tensor(sample.array("mask")), config.layers,
                                 min(source["width"], source["height"]), jpeg=source["format"] in ("JPEG", "MPO"))
-            sample.parts |= {"hole": to_bytes(crop.hole[0]), "blend": to_bytes(crop.blend[0])}
-            sample.window = (crop.x, crop.y)
+            sample.dropped = hole_verdict(crop.hole, image)
+            if sample.alive:
+                sample.parts |= {"hole": to_bytes(crop.hole[0]), "blend": to_bytes(crop.blend[0])}
+                sample.window = (crop.x, crop.y)
     return to_table(samples)
 
 

@@ -132,6 +132,11 @@ def _spool(path: Path, sample: Sample) -> dict[str, tuple[int, int]]:
     return spans
 
 
+def _utf8(text: str) -> bytes:
+    """With "?" for what UTF-8 has not: half a surrogate pair, as JSON and file names of other encodings hold."""
+    return text.encode(errors="replace")
+
+
 def _write_tar(file: BinaryIO, shard: _OpenShard) -> None:
     """In the input's order, without times and owners: the same samples give the same bytes."""
     webdataset: Any = import_module("webdataset")
@@ -143,6 +148,6 @@ def _write_tar(file: BinaryIO, shard: _OpenShard) -> None:
             for name, (offset, length) in kept.spans.items():
                 spool.seek(offset)
                 members[f"{name}.png"] = spool.read(length)
-            members["txt"] = kept.caption.encode()
-            members["json"] = json.dumps(kept.facts, ensure_ascii=False).encode()
+            facts = json.dumps(kept.facts, ensure_ascii=False)
+            members |= {"txt": _utf8(kept.caption), "json": _utf8(facts)}
             tar.write(members)
