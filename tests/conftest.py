@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from scripts.comfyui import missing_pythons
 from tests.host.comfyui import NO_HOST, find_hosts
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, which tests send
 VERSIONS = [host.version for host in find_hosts()]
 
 
