@@ -7,8 +7,9 @@ TORCH ?= $(if $(filter Linux,$(shell uname -s)),torch==2.13.0,torch)
 BIN := .venv/bin
 CLI := .venv/.installed-cli
 ALL := .venv/.installed-all
-# Two workers of one thread each: more threads than cores make everything many times slower.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Two workers of one thread each (more threads than cores are many times slower), each with a run of neighbours, which
+# share fixtures and servers.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-slow test-unit lint comfyui clean
 

@@ -1,4 +1,4 @@
-"""Which tests share a worker of pytest-xdist, and the summary's lines on ComfyUI."""
+"""Ctrl-C everywhere, and the summary's lines on ComfyUI."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ from tests.host.comfyui import NO_HOST, find_hosts
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, which tests send
 VERSIONS = [host.version for host in find_hosts()]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A ComfyUI's tests share its server, a file's tests their fixtures."""
-    for item in items:
-        versions = [version for version in VERSIONS if f"[{version}" in item.name]
-        item.add_marker(pytest.mark.xdist_group(versions[0] if versions else item.path.name))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
