@@ -60,8 +60,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(file: Path) -> None:
+        file.touch()
+        mode = file.stat().st_mode  # safetensors' own is for the owner alone
+        save_file(dict(tensors), file, dict(metadata))
+        file.chmod(mode)
+
     try:
-        write_file(path, lambda file: save_file(dict(tensors), file, dict(metadata)))
+        write_file(path, write)
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
 

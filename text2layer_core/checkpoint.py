@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .atomic import write_tensors
 from .autoencoder import AutoencoderConfig, CaT2IAutoencoder
 from .schedule import ScheduleConfig
 from .text_encoder import TextEncoder, TextEncoderConfig
@@ -158,21 +157,8 @@ def save_checkpoint(path: str | Path, model: Text2LayerModel, dtype: torch.dtype
         ValueError: if a value is not finite in the dtype on disk, or the card cannot be written as JSON.
         OSError: if the file cannot be written; a file that was there before stays as it was.
     """
-    path = Path(path)
     tensors = {key: _on_disk(key, tensor, dtype) for key, tensor in _state(model)}
-    metadata = _metadata(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(mode)
-        temporary.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {one_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, tensors, _metadata(model))
 
 
 def load_checkpoint(

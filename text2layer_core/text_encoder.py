@@ -184,6 +184,8 @@ class TextEncoder(nn.Module):
         from safetensors import SafetensorError
         from transformers import CLIPTextModel, CLIPTokenizer
 
+        from .checkpoint import one_line
+
         root = Path(folder)
         model_folder = root / "text_encoder" if (root / "text_encoder").is_dir() else root
         tokenizer_folder = root / "tokenizer" if (root / "tokenizer").is_dir() else root
@@ -193,8 +195,8 @@ class TextEncoder(nn.Module):
             source = CLIPTextModel.from_pretrained(model_folder, local_files_only=True)
             tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
         except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"folder must hold a CLIP text model with its tokenizer, got {root}: {reason}") from error
+            raise ValueError(f"folder must hold a CLIP text model with its tokenizer, got {root}: "
+                             f"{one_line(error)}") from error
         clip = source.config
         if clip.hidden_act != "quick_gelu":
             raise ValueError(f"the text model's hidden_act must be quick_gelu, got {clip.hidden_act}")

@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from text2layer_core.checkpoint import Text2LayerModel, bundled_model_path
 from text2layer_core.compositing import compose
 from text2layer_core.pipeline import Text2LayerPipeline
 from train.check import check_arguments, images_seen, open_icons
-from train.commands import STOPPED
+from train.commands import exit_status
 from train.data import DataConfig, Source, open_source
 from train.evaluator import load_evaluator
 from train.judge import Drawing, Drawn, IconJudge, Interval, Judge, PhotographJudge, draw, intervals
@@ -51,8 +50,8 @@ def make_judge(
     return source, judge, {name: str(getattr(arguments, name)) for name in ("inception", "clip", "saliency")}
 
 
-def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Draws what is not drawn yet, judges it beside the truth, and writes the report into --out."""
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Draws what is not drawn yet, judges it beside the truth, writes the report into --out, and prints it."""
     check_arguments(arguments, {"count": 10, "references": 10, "steps": 1, "seed": 0})
     device = torch.device(arguments.device)
     path = arguments.model or bundled_model_path()
@@ -79,9 +78,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     if sorted_by := [name for name in _SORTED_BY if name in figures["model"]]:
         save_sheet(arguments.out / "sheet.png", drawn, figures["model"][sorted_by[0]])
     save_plots(arguments.out, figures)
-    if not arguments.json:
-        print(format_table(table))
-    return report
+    print(json.dumps(_plain(report), allow_nan=False) if arguments.json else format_table(table))
 
 
 def save_sheet(path: Path, drawn: Drawn, figure: Tensor) -> None:
@@ -149,17 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of the table")
     arguments = parser.parse_args(argv)
-    try:
-        report = evaluate(arguments)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
-        return 130
-    if arguments.json:
-        print(json.dumps(_plain(report), allow_nan=False))
-    return 0
+    return exit_status(lambda: evaluate(arguments))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from text2layer_core.atomic import write_tensors
 from train.icons.vocabulary import Thing
 
 SPRITE_SIZES = (48, 64, 96, 128, 192, 256)
@@ -57,14 +56,11 @@ class SpriteCache:
 
 def save_sprites(path: Path, cache: SpriteCache) -> None:
     """Writes the cache to a temporary name, then renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
     metadata = {
         "things": json.dumps([asdict(thing) for thing in cache.things]),
         "styles": json.dumps(cache.styles),
     }
-    save_file({f"sprites.{side}": tensor for side, tensor in cache.sprites.items()}, temporary, metadata)
-    temporary.replace(path)
+    write_tensors(path, {f"sprites.{side}": tensor for side, tensor in cache.sprites.items()}, metadata)
 
 
 def load_sprites(path: Path) -> SpriteCache:
