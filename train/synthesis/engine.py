@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from text2layer_core.checkpoint import one_line
@@ -24,7 +24,6 @@ from train.synthesis.stages import FillHole, FindMask, cut, decode, encode
 if TYPE_CHECKING:
     from train.synthesis.config import EngineConfig, PoolConfig, SynthesisConfig
 
-Resource: TypeAlias = Literal["CPU", "GPU"]
 _ROOT = Path(__file__).resolve().parents[2]
 _REACHED_WITHIN = 10  # seconds for a cluster's machine to answer; Ray itself tries for minutes
 _WAITING = 4  # batches at a worker, so that it never waits for its next one
@@ -162,13 +161,13 @@ def _share(config: EngineConfig) -> float:
     return min(1.0, math.floor(free / _STAGES * 100) / 100)
 
 
-def _held(config: EngineConfig, name: Resource) -> float:
+def _held(config: EngineConfig, name: str) -> float:
     """What the models' workers hold."""
     return sum(pool.workers * {"CPU": pool.num_cpus, "GPU": pool.num_gpus}[name]
                for pool in (config.saliency, config.inpainting))
 
 
-def _there(name: Resource) -> float:
+def _there(name: str) -> float:
     import ray
 
     return ray.cluster_resources().get(name, 0)
