@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPProcessor
 
 INCEPTION_SIDE = 299
+_AT_ONCE = 32  # pictures through CLIP
 _KERNEL_ROWS = 2048  # of a kernel matrix at once: 50,000 pictures would need 20 GB
 
 
@@ -179,12 +180,15 @@ def clip_score(
     """
     if len(pictures) != len(captions) or not len(pictures):
         raise ValueError(f"pictures and captions must be as many, at least 1, got {len(pictures)} and {len(captions)}")
-    images = [_pil(each) for each in pictures]
     options: dict[str, Any] = {"return_tensors": "pt", "padding": True, "truncation": True}
-    inputs = processor(text=list(captions), images=images, **options)
-    with torch.no_grad():
-        found = model(**inputs.to(model.device))
-    return torch.cosine_similarity(found.image_embeds, found.text_embeds)
+    scores: list[Tensor] = []
+    for start in range(0, len(captions), _AT_ONCE):
+        images = [_pil(each) for each in pictures[start : start + _AT_ONCE]]
+        inputs = processor(text=list(captions[start : start + _AT_ONCE]), images=images, **options)
+        with torch.no_grad():
+            found = model(**inputs.to(model.device))
+        scores.append(torch.cosine_similarity(found.image_embeds, found.text_embeds))
+    return torch.cat(scores)
 
 
 def load_clip(folder: str | Path, device: str | torch.device = "cpu") -> tuple[CLIPModel, CLIPProcessor]:

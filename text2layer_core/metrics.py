@@ -20,6 +20,7 @@ from .masks import SOFT_BAND, box_mean, check_mask, connected_components, contou
 
 SPRITE_SIZE = 32
 SPRITE_ROTATIONS = (0.0, 8.0, -8.0, 16.0, -16.0)
+_CUT = 0.5  # of a mask, where it has to be hard
 _BOX_SHARE = 0.5
 _SOLID = 0.95
 _FRINGE_RADIUS = 0.03
@@ -66,8 +67,6 @@ def consistency_psnr(predicted_composed: Tensor, composed: Tensor) -> Tensor:
 def soft_iou(prediction: Tensor, target: Tensor) -> Tensor:
     """Sum of minima over sum of maxima of two soft masks (N, 1, H, W) -> (N,), in [0, 1]; both empty gives 1.
 
-    On hard masks this is the paper's IOU.
-
     Raises:
         ValueError: the shapes differ or are not those of masks.
     """
@@ -76,6 +75,17 @@ def soft_iou(prediction: Tensor, target: Tensor) -> Tensor:
     union = torch.maximum(prediction, target).sum(dim=(1, 2, 3))
     overlap = torch.minimum(prediction, target).sum(dim=(1, 2, 3))
     return torch.where(union > 0, overlap / union, 1.0)
+
+
+def iou(prediction: Tensor, target: Tensor) -> Tensor:
+    """Intersection over union of two masks (N, 1, H, W), each cut at 0.5 -> (N,), in [0, 1]; both empty gives 1.
+
+    The paper's IOU; where it cuts the masks it does not say.
+
+    Raises:
+        ValueError: the shapes differ or are not those of masks.
+    """
+    return soft_iou((prediction > _CUT).float(), (target > _CUT).float())
 
 
 def sad(prediction: Tensor, target: Tensor) -> Tensor:

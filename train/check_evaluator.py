@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from text2layer_core.compositing import compose
-from text2layer_core.metrics import soft_iou
+from text2layer_core.metrics import iou, soft_iou
 from train.config import parse
 from train.data import DataConfig, open_source
 from train.evaluator import IconEvaluator, load_evaluator, save_evaluator
@@ -49,16 +49,11 @@ def held_out_figures(evaluator: IconEvaluator, source: IconSource, count: int) -
             "place_top1": evaluator.place_scores(composed).argmax(1) == places,
             "caption_top1_of_64": captions.argmax(1) == torch.arange(len(composed)),
             "segmenter_soft_iou": soft_iou(segmented, image.mask),
-            "segmenter_iou": _hard_iou(segmented, image.mask),
+            "segmenter_iou": torch.where(image.mask.amax(dim=(1, 2, 3)) > 0.5, iou(segmented, image.mask), torch.nan),
             "segmenter_mask_on_backgrounds": evaluator.segment(image.background).mean(dim=(1, 2, 3)),
         }.items():
             found.setdefault(name, []).append(values.float())
     return {"scenes": count, **{name: round(float(torch.cat(values).nanmean()), 4) for name, values in found.items()}}
-
-
-def _hard_iou(prediction: Tensor, target: Tensor) -> Tensor:
-    found = soft_iou((prediction > 0.5).float(), (target > 0.5).float())
-    return torch.where(target.amax(dim=(1, 2, 3)) > 0.5, found, torch.nan)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

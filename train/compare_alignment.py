@@ -39,7 +39,7 @@ TITLES = {
     "unaligned": "flat UNet, autoencoder from scratch",
     "aligned": "flat UNet, aligned autoencoder",
 }
-_FIGURES = (("frechet_distance", "Frechet distance", -1), ("iou_saliency", "IOU", 1))
+_FIGURES = (("frechet_distance", "Frechet distance", -1), ("soft_iou_saliency", "soft IOU", 1))
 _ALIGNED = 256
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from text2layer_core.atomic import write_text
 from text2layer_core.compositing import blend
 from text2layer_core.quality import QualityFilter, decide_quality, load_quality_filter, score_samples
 from train.data import Source, expand, fingerprint
+from train.latents import weights_digest
 from train.samples import LayeredBatch
 
 _BLOCK = 64
@@ -60,7 +60,8 @@ class FilteredSource:
         """
         self._source, self._filters, self._path, self._device = source, dict(filters), cache, device
         self.size = source.size
-        self._key: list[Any] = [fingerprint(source), source.size, {kind: _digest(f) for kind, f in filters.items()}]
+        self._key: list[Any] = [fingerprint(source), source.size,
+                                {kind: [f.threshold, weights_digest(f)] for kind, f in filters.items()}]
         self._kept, self._seen = self._stored()
 
     @property
@@ -133,12 +134,3 @@ class FilteredSource:
     def _store(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._path, json.dumps({"key": self._key, "seen": self._seen, "kept": self._kept}))
-
-
-def _digest(model: QualityFilter) -> str:
-    """Of weights and threshold."""
-    digest = hashlib.sha256(repr(model.threshold).encode())
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

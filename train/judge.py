@@ -29,9 +29,12 @@ from text2layer_core.pipeline import Text2LayerPipeline
 from train.data import ArrayCache, Source
 from train.evaluator import IconEvaluator
 from train.icons.source import IconSource
+from train.synthesis.config import SaliencyConfig
+from train.synthesis.saliency import open_saliency
 
 RESAMPLES = 1000
 REFERENCES_FROM = 1 << 20
+_AT_ONCE = 32  # pictures, through models of others
 _FREE_ALARMS = 0.01
 _MOST_DECIBEL = 100.0
 _SPRITE_SIDE = 64
@@ -149,9 +152,6 @@ class PhotographJudge:
                              f"--inception), got {len(source)}")
         self._source, self._clip, self._saliency = source, None, None
         if saliency is not None:
-            from train.synthesis.config import SaliencyConfig
-            from train.synthesis.saliency import open_saliency
-
             self._saliency = open_saliency(
                 SaliencyConfig() if saliency == "grabcut"
                 else SaliencyConfig(backend="transformers", path=saliency, device=device.type))
@@ -164,11 +164,12 @@ class PhotographJudge:
             self._references = inception_features(self._network, (compose(block)[0] for block in blocks))
 
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
-        """`layer_figures`, CLIP's cosine of picture and caption, the mask's soft IOU with the saliency reference."""
+        """`layer_figures`, CLIP's cosine of picture and caption, the mask's IOUs with the saliency reference."""
         found = layer_figures(drawn)
         if self._saliency is not None:
-            seen = torch.stack([self._saliency(picture) for picture in compose(drawn.layers)])
-            found = {"iou_saliency": metrics.soft_iou(drawn.layers.mask, seen), **found}
+            seen = torch.cat([torch.stack(self._saliency(list(block)))
+                              for block in compose(drawn.layers).split(_AT_ONCE)])
+            found = {**_overlaps(drawn.layers.mask, seen), **found}
         if self._clip is not None:
             composed = compose(drawn.layers)
             scores = clip_score(*self._clip, composed, self._source.captions(0, len(composed)))
@@ -179,6 +180,10 @@ class PhotographJudge:
         """FID and KID."""
         return {} if self._network is None else _distances(
             inception_features(self._network, composed), self._references)
+
+
+def _overlaps(mask: Tensor, reference: Tensor) -> dict[str, Tensor]:
+    return {"iou_saliency": metrics.iou(mask, reference), "soft_iou_saliency": metrics.soft_iou(mask, reference)}
 
 
 def _load_inception(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -246,7 +251,7 @@ class IconJudge:
             "place_top1": (self.evaluator.place_scores(composed)[:, self._places].argmax(1) == places).float(),
             "thing_top1_nearest_sprite": (
                 metrics.nearest_sprite(layers.foreground, layers.mask, self._bank) == things).float(),
-            "iou_saliency": metrics.soft_iou(layers.mask, self.evaluator.segment(composed)),
+            **_overlaps(layers.mask, self.evaluator.segment(composed)),
             "leakage": (self._thing_scores(layers.background).gather(1, things[:, None])[:, 0]
                         > self.threshold).float(),
             **layer_figures(drawn),

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -104,7 +104,7 @@ class LatentSource:
             "mean": (self.shape, "float16"), "logvar": (self.shape, "float16"),
             "coverage": ((1, *self.shape[1:]), "float16"),
         }
-        key = [asdict(self._config.data), fingerprint(self._source), _encoder_fingerprint(self.autoencoder)]
+        key = [asdict(self._config.data), fingerprint(self._source), weights_digest(self.autoencoder.encoder, self.autoencoder.quant_conv)]
         cache = ArrayCache(expand(self._config.run) / "cache", count, shapes, key)
         with tqdm(total=count, initial=cache.filled, desc="encode", unit="image", file=sys.stderr) as bar:
             while cache.filled < count:
@@ -116,12 +116,13 @@ class LatentSource:
         self._cache = cache
 
 
-def _encoder_fingerprint(autoencoder: CaT2IAutoencoder) -> str:
-    """Tells encoders apart; another decoder leaves the latents as they are."""
+def weights_digest(*modules: nn.Module) -> str:
+    """Tells weights apart, for what depends on them."""
     digest = hashlib.sha256()
-    for module in (autoencoder.encoder, autoencoder.quant_conv):
-        for tensor in module.state_dict().values():
-            digest.update(tensor.cpu().numpy().tobytes())
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -6,7 +6,6 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,10 +20,12 @@ from text2layer_core.layers import TwoLayerImage
 from text2layer_core.masks import grow_mask
 from text2layer_core.quality import CHANNELS
 from train.baselines import UnfilteredSource
-from train.config import parse
 from train.data import ArrayCache, DataConfig, Source, expand, fingerprint, open_source
 from train.quality_labels import QualityCriteria, inpainting_defects, mask_defects
 from train.quality_samples import SampleFiles, read_labels
+from train.synthesis.config import InpainterConfig, SaliencyConfig
+from train.synthesis.inpainting import Inpainter, open_inpainter
+from train.synthesis.saliency import Saliency, open_saliency
 
 _BLOCK = 32
 Finder = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -53,8 +54,8 @@ class TruthConfig:
         found: "backends": a saliency backend of the synthesis finds the mask and one of its inpainting backends fills
             the hole, see `backend_finder`. "defects": a share of the samples has one of `train.baselines.DEFECTS`.
         share: of samples with a defect.
-        saliency: name of the backend.
-        inpainting: name of the backend.
+        saliency: the backend, as the synthesis has it.
+        inpainting: the backend, as the synthesis has it.
         threshold: what of a found mask is filled.
         dilation: pixels that the hole reaches beyond it.
         criteria: what is bad.
@@ -63,8 +64,8 @@ class TruthConfig:
     data: DataConfig
     found: Literal["backends", "defects"] = "backends"
     share: float = 0.5
-    saliency: str = "grabcut"
-    inpainting: str = "telea"
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+    inpainting: InpainterConfig = field(default_factory=InpainterConfig)
     threshold: float = 0.1
     dilation: int = 2
     criteria: QualityCriteria = field(default_factory=QualityCriteria)
@@ -218,7 +219,8 @@ def labelled_set(folder: Path, pictures: LabelledPictures, kind: str, side: int,
 def _finder(config: TruthConfig, source: Source, seed: int) -> Finder:
     if config.found == "defects":
         return _defects(UnfilteredSource(source, config.share, seed))
-    return backend_finder(*_open_backends(config), config.threshold, config.dilation)
+    return backend_finder(open_saliency(config.saliency), open_inpainter(config.inpainting), config.threshold,
+                          config.dilation)
 
 
 def _defects(unfiltered: UnfilteredSource) -> Finder:
@@ -230,8 +232,7 @@ def _defects(unfiltered: UnfilteredSource) -> Finder:
 
 
 def backend_finder(
-    saliency: Callable[[Tensor], Tensor], inpainter: Callable[[Tensor, Tensor], Tensor], threshold: float,
-    dilation: int,
+    saliency: Saliency, inpainter: Inpainter, threshold: float, dilation: int
 ) -> Finder:
     """Takes composed scenes apart by the paper's data steps 1 to 3.
 
@@ -239,29 +240,19 @@ def backend_finder(
     seam is feathered.
 
     Args:
-        saliency: (3, H, W) -> mask (1, H, W).
-        inpainter: (3, H, W), hole (1, H, W) -> (3, H, W).
+        saliency: finds the masks.
+        inpainter: fills the holes.
         threshold: where the mask is above it, the picture is filled.
         dilation: pixels that the hole reaches beyond it.
     """
     def find(_start: int, stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pictures = compose(TwoLayerImage.from_stack(stack))
-        masks = torch.stack([saliency(picture) for picture in pictures])
+        masks = torch.stack(saliency(list(pictures)))
         holes = grow_mask((masks > threshold).float(), dilation)
-        filled = torch.stack([inpainter(picture, hole) for picture, hole in zip(pictures, holes, strict=True)])
+        filled = torch.stack(inpainter(list(pictures), list(holes)))
         return pictures, masks.clamp(0, 1), torch.where(holes > 0, filled.clamp(0, 1), pictures)
 
     return find
-
-
-def _open_backends(config: TruthConfig) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
-    """The backends of the synthesis, by name; those that need weights from a path are not for this."""
-    found: Any = [import_module(f"train.synthesis.{name}") for name in ("config", "saliency", "inpainting")]
-    configs, saliency, inpainting = found
-    return (
-        saliency.open_saliency(parse({"backend": config.saliency}, configs.SaliencyConfig, "saliency")),
-        inpainting.open_inpainter(parse({"backend": config.inpainting}, configs.InpainterConfig, "inpainting")),
-    )
 
 
 def _fitted(pictures: Tensor, side: int) -> Tensor:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from text2layer_core.atomic import write_text
+from text2layer_core.checkpoint import bundled_model_path
 from text2layer_core.conversion import read_json
+from train.latents import weights_digest
+from train.train_diffusion import load_text_encoder
 
 if TYPE_CHECKING:
     from train.tables import TablesConfig
@@ -58,7 +61,13 @@ def write_records(page: Path, config: TablesConfig, results: Mapping[int, Mappin
 
 
 def recipe(config: TablesConfig) -> dict[str, Any]:
-    """What the figures depend on, as JSON has it: what is not the default, so that new options change nothing."""
+    """What the figures depend on, as JSON has it: what is not the default, so that new options change nothing.
+
+    Of the text encoder the weights count, not the path.
+
+    Raises:
+        ValueError: the config's text is no checkpoint with a text encoder.
+    """
     skipped = {"run", "seeds", "text", "filters", "trackers"}
 
     def chosen(section: Any) -> Any:  # noqa: ANN401 - any value of a config
@@ -67,4 +76,10 @@ def recipe(config: TablesConfig) -> dict[str, Any]:
         return {item.name: chosen(getattr(section, item.name)) for item in fields(section)
                 if item.name not in skipped and getattr(section, item.name) != item.default}
 
-    return json.loads(json.dumps(chosen(config)))
+    return {**json.loads(json.dumps(chosen(config))), "text_encoder": text_digest(config)}
+
+
+def text_digest(config: TablesConfig) -> str:
+    """Of the text encoder that all systems share; ValueError where there is none."""
+    return weights_digest(load_text_encoder(config.text or str(bundled_model_path())))
+

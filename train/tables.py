@@ -43,7 +43,7 @@ from train.filtered import FilteredSource, FilterFiles, load_filters
 from train.icons.source import IconSource
 from train.judge import Drawing, Drawn, IconJudge, check_words, draw, intervals
 from train.pictures import save_grid
-from train.table_records import read_records, stored, write_records
+from train.table_records import read_records, stored, text_digest, write_records
 from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig, LossConfig
 from train.train_diffusion import DiffusionTask, DiffusionTrainingConfig, LatentSource, TextConfig, make_text_encoder
 from train.write_tables import write_tables
@@ -68,7 +68,8 @@ class TablesConfig:
         losses: the paper's.
         balanced: ours.
         unet: its in_channels is replaced by what each autoencoder has.
-        text: checkpoint whose text encoder all systems share, frozen as the paper's CLIP; None is the bundled model.
+        text: checkpoint whose text encoder all systems share, frozen as the paper's CLIP; None is the bundled model,
+            whose next state may have another one: figures with different ones do not go on one page.
         drawing: of the judged pictures.
         references: true scenes under the Frechet distance.
         filters: learned quality filters; without them their row is left out.
@@ -176,6 +177,7 @@ class Workshop:
         """Nothing is trained yet."""
         self._config, self._seed = config, seed
         self._folder = expand(config.run) / f"seed-{seed}"
+        self._text = text_digest(config)
         self._accelerator = Accelerator(
             mixed_precision="bf16" if config.diffusion_training.precision == "bf16" else "no"
         )
@@ -192,9 +194,9 @@ class Workshop:
 
     def _key(self, name: str) -> dict[str, Any]:
         """What a system's figures depend on: the filters for those alone that see them."""
-        values = asdict(self._config)
-        return values if CODERS[SYSTEMS[name].coder].data == "filtered" else {
-            key: value for key, value in values.items() if key != "filters"}
+        coder = CODERS[SYSTEMS[name].coder]
+        values = {**asdict(self._config), "text": self._text, "coder": asdict(coder)}
+        return values if coder.data == "filtered" else {key: value for key, value in values.items() if key != "filters"}
 
     def _measure(self, name: str, evaluator: IconEvaluator) -> dict[str, Any]:
         system = SYSTEMS[name]

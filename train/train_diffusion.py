@@ -283,14 +283,19 @@ def make_text_encoder(config: TextConfig, source: Source) -> TextEncoder:
     if config.clip is not None:
         return TextEncoder.from_clip(expand(config.clip))
     if config.pretrained is not None:
-        encoder = load_checkpoint(expand(config.pretrained)).text_encoder
-        if encoder is None:
-            raise ValueError(f"text: pretrained must be a checkpoint with a text encoder, got {config.pretrained}")
-        return encoder
+        return load_text_encoder(config.pretrained)
     if config.encoder is None:
         raise ValueError("text must have one of encoder, pretrained and clip")
     tokenizer = train_tokenizer(source.captions(0, _TOKENIZER_CAPTIONS), config.encoder.vocab_size)
     return TextEncoder(config.encoder, tokenizer.to_str())
+
+
+def load_text_encoder(path: str) -> TextEncoder:
+    """That of a checkpoint; ValueError where it holds none."""
+    encoder = load_checkpoint(expand(path)).text_encoder
+    if encoder is None:
+        raise ValueError(f"text: pretrained must be a checkpoint with a text encoder, got {path}")
+    return encoder
 
 
 def make_task(config: DiffusionTrainingConfig, device: torch.device) -> DiffusionTask:

@@ -151,6 +151,15 @@ def test_what_was_unfinished_is_deleted_and_what_is_finished_stays(
     assert not ShardWriter(again, shards, sheet=0).add(made(1, 0, 1)), "done already"
 
 
+def test_shards_of_others_stay(config: SynthesisConfig, shards: list[InputShard]) -> None:
+    """Such as the input's own, where output names its folder by mistake."""
+    folder = Path(config.output)
+    (folder / "shard-000003.tar").write_bytes(b"precious")
+    with pytest.raises(ValueError, match=r"output: .* must be new or hold an earlier run, found shard-000003.tar with"):
+        Output(folder, config, shards)
+    assert [path.name for path in folder.iterdir()] == ["shard-000003.tar"]
+
+
 def test_text_that_utf8_has_not(config: SynthesisConfig, shards: list[InputShard]) -> None:
     """Half of a surrogate pair from a JSON, and a file name of another encoding, as Python holds it."""
     output = Output(Path(config.output), config, shards)

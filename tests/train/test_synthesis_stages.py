@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import types
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def test_a_picture_becomes_layers(config: SynthesisConfig) -> None:
     assert background[distance < 14][:, 0].max() < 60, "no red is left"
     assert samples[0].facts["source"] == {"name": "0.png", "width": SIZE, "height": SIZE, "format": "PNG", "record": {}}
     assert samples[0].facts["components"] == 1
+    assert all("thumbnail" in sample.parts for sample in run(replace(config, sheet=1))[:3]), "the writer chooses"
     assert samples[0].facts["area"] == pytest.approx(np.pi * 14**2 / SIZE**2, rel=0.1)
 
 
@@ -130,8 +132,8 @@ def test_classifiers_score_and_drop(config: SynthesisConfig, filters: dict[str, 
     assert sample.dropped == ""
     assert sample.facts["mask_score"] == pytest.approx(0.15, abs=0.02)
     assert sample.facts["inpainting_score"] == pytest.approx(0.236, abs=0.02)
-    assert filters["mask"].shapes[0] == (1, 4, SIZE, SIZE)
-    assert filters["inpainting"].shapes[0] == (1, 3, SIZE, SIZE)
+    assert filters["mask"].shapes[0] == (2, 4, SIZE, SIZE), "as one batch"
+    assert filters["inpainting"].shapes[0] == (2, 3, SIZE, SIZE)
     dropped = run(replace(config, filters=FiltersConfig(mask="mask", inpainting="inpainting")))[0]
     assert dropped.dropped == "mask_score"
     assert "inpainting_score" not in dropped.facts, "no time is spent on the hole of a bad mask"
@@ -192,7 +194,8 @@ def test_layered_samples_are_taken_as_they_are(
 
 def test_a_mask_that_leaves_no_ground(config: SynthesisConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is dropped before the inpainter; layers that are there already have their background."""
-    monkeypatch.setattr(stages, "open_saliency", lambda config: lambda image: torch.full((1, *image.shape[1:]), 0.85))
+    monkeypatch.setattr(stages, "open_saliency", lambda config: lambda images: [
+        torch.full((1, *image.shape[1:]), 0.85) for image in images])
     monkeypatch.setattr(stages, "open_inpainter", lambda config: None)
     samples = run(config)
     assert [sample.dropped for sample in samples[:3]] == ["no_ground"] * 3
@@ -200,29 +203,35 @@ def test_a_mask_that_leaves_no_ground(config: SynthesisConfig, monkeypatch: pyte
 
 
 class Failing:
-    """A model that fails on the first pictures, and then finds a left half."""
+    """A model that fails on the pictures with these numbers, counted by their first appearance; it finds a left half."""
 
-    def __init__(self, times: int) -> None:
-        self.times = times
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers
+        self.seen: list[torch.Tensor] = []
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        self.times -= 1
-        if self.times >= 0:
-            raise RuntimeError("out of memory")
-        mask = torch.zeros(1, *image.shape[1:])
-        mask[..., : image.shape[2] // 2] = 1
-        return mask
+    def __call__(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        masks: list[torch.Tensor] = []
+        for image in images:
+            number = next((k for k, known in enumerate(self.seen) if torch.equal(known, image)), len(self.seen))
+            if number == len(self.seen):
+                self.seen.append(image)
+            if number in self.numbers:
+                raise RuntimeError("out of memory")
+            mask = torch.zeros(1, *image.shape[1:])
+            mask[..., : image.shape[2] // 2] = 1
+            masks.append(mask)
+        return masks
 
 
-def test_a_model_that_fails_once_drops_a_picture_and_one_that_always_fails_stops_the_run(
+def test_a_picture_that_a_model_fails_on_is_dropped_alone_and_a_model_that_always_fails_stops_the_run(
     config: SynthesisConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "open_saliency", lambda config: Failing(1))
     samples = run(config)
-    assert [s.dropped for s in samples[:3]] == ["saliency_failed", "", ""]
+    assert [s.dropped for s in samples[:3]] == ["", "saliency_failed", ""], "the others of its batch go on"
     half = pytest.approx(0.5, abs=0.01)
-    assert [s.facts.get("area") for s in samples[:3]] == [None, half, half]
-    monkeypatch.setattr(stages, "open_saliency", lambda config: Failing(99))
+    assert [s.facts.get("area") for s in samples[:3]] == [half, None, half]
+    monkeypatch.setattr(stages, "open_saliency", lambda config: Failing(0))
     worker = stages.FindMask(config)
     table = stages.decode(to_table(plan(list_shards(config.input)[0], config.input)[:1] * 20), config)
     with pytest.raises(RuntimeError, match=r"saliency failed on 16 pictures in a row, .*: out of memory"):

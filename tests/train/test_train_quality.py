@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,12 @@ def test_labels_of_the_truth(values: dict[str, Any], kind: str) -> None:
     assert not torch.equal(TruthLabels(config, kind, 32, "held_out").block(0, 12)[0], pictures)
 
 
-def grabcut(picture: Tensor) -> Tensor:
-    """(3, H, W) -> (1, H, W): OpenCV's, from a box two pixels inside the border."""
+def grabcut(pictures: Sequence[Tensor]) -> list[Tensor]:
+    """Each (3, H, W) -> (1, H, W): OpenCV's, from a box two pixels inside the border."""
+    return [_cut(picture) for picture in pictures]
+
+
+def _cut(picture: Tensor) -> Tensor:
     cv2 = pytest.importorskip("cv2")
     pixels = np.ascontiguousarray((picture * 255).byte().movedim(0, -1).numpy())
     mask = np.zeros(pixels.shape[:2], np.uint8)
@@ -149,7 +154,11 @@ def grabcut(picture: Tensor) -> Tensor:
     return torch.from_numpy((mask % 2).astype(np.float32))[None]
 
 
-def telea(picture: Tensor, hole: Tensor) -> Tensor:
+def telea(pictures: Sequence[Tensor], holes: Sequence[Tensor]) -> list[Tensor]:
+    return [_filled(picture, hole) for picture, hole in zip(pictures, holes, strict=True)]
+
+
+def _filled(picture: Tensor, hole: Tensor) -> Tensor:
     cv2 = pytest.importorskip("cv2")
     pixels = np.ascontiguousarray((picture * 255).byte().movedim(0, -1).numpy())
     filled = cv2.inpaint(pixels, (hole[0] > 0.5).byte().numpy(), 3, cv2.INPAINT_TELEA)

@@ -77,8 +77,8 @@ class SaliencyConfig:
 
     Attributes:
         backend: "grabcut" (OpenCV, no weights); "rembg" (an ONNX model of rembg's, from a file or folder);
-            "transformers" (a folder of a segmentation model that needs no code of its own); "wait", a stand-in for
-            benchmarks that sleeps and marks the middle of the picture.
+            "transformers" (a folder of a semantic segmentation model, MaskFormer, Mask2Former or EoMT); "wait", a
+            stand-in for benchmarks that sleeps and marks the middle of the picture.
         path: of the weights.
         model: rembg's name of the model ("u2net", "isnet-general-use", "birefnet-general", ...).
         size: transformers: pixels a side that the model sees; None asks its image processor.
@@ -117,11 +117,13 @@ class InpainterConfig:
 
     Attributes:
         backend: "telea" (OpenCV, no weights); "diffusers" (a folder of any pipeline that AutoPipelineForInpainting
-            knows); "lama" (an ONNX file); "wait", a stand-in for benchmarks that sleeps and fills with the mean colour.
+            knows, or of Flux Fill); "lama" (an ONNX file); "wait", a stand-in for benchmarks that sleeps and fills with
+            the mean colour.
         path: of the weights.
         radius: pixels that Telea's method looks at around each pixel.
         steps: of the diffusion sampler.
-        guidance_scale: of the diffusion sampler; with an empty prompt 1 is enough and takes half the time.
+        guidance_scale: of the diffusion sampler; with an empty prompt 1 is enough and takes half the time; Flux Fill,
+            which has learnt it as an input, is made for 30.
         seed: of the noise; a sample's noise depends on it and the sample alone.
         size: diffusers: pixels of the crop's longer side when the model sees it; None leaves its size.
         seconds: that "wait" sleeps an image.
@@ -232,7 +234,9 @@ class PoolConfig:
 
     Attributes:
         workers: how many.
-        batch_size: pictures that a worker takes at a time.
+        batch_size: pictures that a worker takes at a time; those of one size go through models of transformers and
+            diffusers, classifiers and CLIP as one batch (with fit "crop" all pictures are of one size; the windows
+            that an inpainter sees are not). ONNX models and OpenCV take one after the other.
         num_gpus: of each worker; 0.5 puts two on a GPU.
         num_cpus: that each worker holds; 0 leaves all to the decoders, right for a model on a GPU.
 

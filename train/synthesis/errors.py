@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
 from safetensors import SafetensorError
+
+_CUDA = "CUDAExecutionProvider"
 
 LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError)
 """What transformers and diffusers raise on a folder whose files are of another kind, or Git LFS's pointers to them."""
@@ -24,6 +27,24 @@ def check_installed(*packages: str) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} must be installed (pip install -e .[synthesis]), found none")
+
+
+def onnx_providers(device: str, present: Sequence[str]) -> list[str]:
+    """What ONNX Runtime computes on; it would pass over a provider that it lacks and take the CPU without a word.
+
+    Args:
+        device: "cpu" or "cuda".
+        present: `onnxruntime.get_available_providers()`.
+
+    Raises:
+        ValueError: a GPU is asked for and this build has no support for it.
+    """
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    if _CUDA not in present:
+        raise ValueError(f"device {device} must be one that ONNX Runtime has (pip install onnxruntime-gpu in place of "
+                         f"onnxruntime), got {', '.join(present)}")
+    return [_CUDA, "CPUExecutionProvider"]
 
 
 def model_errors() -> tuple[type[BaseException], ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from text2layer_core.checkpoint import one_line
-from train.synthesis.errors import LOAD_ERRORS, check_installed, model_errors
-from train.synthesis.tensors import to_bytes, to_pil, to_tensor
+from train.synthesis.errors import LOAD_ERRORS, check_installed, model_errors, onnx_providers
+from train.synthesis.tensors import by_size, to_bytes, to_pil, to_tensor
 
 if TYPE_CHECKING:
     from train.synthesis.config import InpainterConfig
@@ -26,15 +29,15 @@ _MULTIPLE = 8  # sides that a latent diffusion model and LaMa take
 class Inpainter(Protocol):
     """An inpainting model."""
 
-    def __call__(self, image: Tensor, hole: Tensor) -> Tensor:
-        """The picture with its hole filled.
+    def __call__(self, images: Sequence[Tensor], holes: Sequence[Tensor]) -> list[Tensor]:
+        """The pictures with their holes filled; those of one size may go through as one batch.
 
         Args:
-            image: (3, H, W) in [0, 1].
-            hole: (1, H, W), 1 where to fill, else 0.
+            images: each (3, H, W) in [0, 1].
+            holes: each (1, H, W), 1 where to fill, else 0.
 
         Returns:
-            (3, H, W) in [0, 1]; what it shows outside the hole is not used.
+            Each (3, H, W) in [0, 1]; what it shows outside the hole is not used.
         """
         ...
 
@@ -67,51 +70,69 @@ class _Telea:
     def __init__(self, config: InpainterConfig) -> None:
         self._radius = config.radius
 
-    def __call__(self, image: Tensor, hole: Tensor) -> Tensor:
+    def __call__(self, images: Sequence[Tensor], holes: Sequence[Tensor]) -> list[Tensor]:
         import cv2
 
-        return to_tensor(cv2.inpaint(to_bytes(image), to_bytes(hole), self._radius, cv2.INPAINT_TELEA))
+        return [to_tensor(cv2.inpaint(to_bytes(image), to_bytes(hole), self._radius, cv2.INPAINT_TELEA))
+                for image, hole in zip(images, holes, strict=True)]
 
 
 class _Diffusers:
-    """Any pipeline of AutoPipelineForInpainting: SD, SDXL, Flux Fill; the prompt is empty, as in the paper."""
+    """Any pipeline of AutoPipelineForInpainting (SD, SDXL, ...), and Flux Fill; the prompt is empty, as in the paper.
+
+    The filling begins with noise alone (strength 1), so that nothing of the object guides it.
+    """
 
     def __init__(self, config: InpainterConfig) -> None:
         from diffusers.pipelines.auto_pipeline import AutoPipelineForInpainting
+        from diffusers.pipelines.flux.pipeline_flux_fill import FluxFillPipeline
 
         path = Path(config.path or "").expanduser()
         try:
-            pipeline = AutoPipelineForInpainting.from_pretrained(
-                path, local_files_only=True, dtype=getattr(torch, config.dtype))
+            kind = json.loads((path / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+            maker: Any = FluxFillPipeline if kind == FluxFillPipeline.__name__ else AutoPipelineForInpainting
+            pipeline = maker.from_pretrained(path, local_files_only=True, dtype=getattr(torch, config.dtype))
         except LOAD_ERRORS as error:
             raise ValueError(f"inpainting: {path} must be an inpainting pipeline that diffusers knows, "
                              f"got {one_line(error)}") from error
         self._pipeline: Any = pipeline.to(config.device)
         self._pipeline.set_progress_bar_config(disable=True)
+        parameters = inspect.signature(pipeline.__call__).parameters
+        self._options = {"strength": 1.0} if "strength" in parameters else {}
         self._config = config
 
-    def __call__(self, image: Tensor, hole: Tensor) -> Tensor:
-        """The noise depends on the seed and the picture alone, not on what was filled before it."""
-        config = self._config
-        small, small_hole = _sized(image[None], hole[None], config.size)
-        generator = torch.Generator("cpu").manual_seed(zlib.crc32(to_bytes(image).tobytes(), config.seed))
-        found = self._pipeline(
-            prompt="", image=to_pil(small[0]), mask_image=to_pil(small_hole[0].expand(3, -1, -1)),
-            width=small.shape[3], height=small.shape[2], num_inference_steps=config.steps,
-            guidance_scale=config.guidance_scale, generator=generator, output_type="pt").images
-        return _back(found.float().cpu(), image)
+    def __call__(self, images: Sequence[Tensor], holes: Sequence[Tensor]) -> list[Tensor]:
+        """The noise depends on the seed and the picture alone, not on what is filled with it or was before it."""
+        small = [_sized(image[None], hole[None], self._config.size) for image, hole in zip(images, holes, strict=True)]
+        filled: dict[int, Tensor] = {}
+        for group in by_size([picture for picture, _ in small]):
+            found = self._run([small[index] for index in group], [self._noise(images[index]) for index in group])
+            filled |= zip(group, found, strict=True)
+        return [_back(filled[index][None], image) for index, image in enumerate(images)]
+
+    def _noise(self, image: Tensor) -> torch.Generator:
+        return torch.Generator("cpu").manual_seed(zlib.crc32(to_bytes(image).tobytes(), self._config.seed))
+
+    def _run(self, small: Sequence[tuple[Tensor, Tensor]], noise: list[torch.Generator]) -> Tensor:
+        """Of pictures and holes of one size, (N, 3, h, w)."""
+        height, width = small[0][0].shape[2:]
+        return self._pipeline(
+            prompt=[""] * len(small), image=[to_pil(picture[0]) for picture, _ in small],
+            mask_image=[to_pil(hole[0].expand(3, -1, -1)) for _, hole in small], width=width, height=height,
+            num_inference_steps=self._config.steps, guidance_scale=self._config.guidance_scale, generator=noise,
+            output_type="pt", **self._options).images.float().cpu()
 
 
 class _Lama:
     """LaMa (Suvorov et al. 2022) as ONNX, inputs image and mask; the output's range, [0, 1] or [0, 255], is found."""
 
     def __init__(self, config: InpainterConfig) -> None:
-        from onnxruntime import InferenceSession
+        from onnxruntime import InferenceSession, get_available_providers
 
-        cuda = ["CUDAExecutionProvider"] if config.device.startswith("cuda") else []
         path = Path(config.path or "").expanduser()
+        providers = onnx_providers(config.device, get_available_providers())
         try:
-            self._session: Any = InferenceSession(str(path), providers=[*cuda, "CPUExecutionProvider"])
+            self._session: Any = InferenceSession(str(path), providers=providers)
         except model_errors() as error:
             raise ValueError(f"inpainting: {path} must be an ONNX model, got {one_line(error)}") from error
         inputs = self._session.get_inputs()
@@ -120,7 +141,10 @@ class _Lama:
             raise ValueError(f"inpainting: {path} must take a picture of 3 channels and a mask of 1, takes {shapes}")
         self._image, self._mask = sorted(inputs, key=lambda entry: -entry.shape[1])
 
-    def __call__(self, image: Tensor, hole: Tensor) -> Tensor:
+    def __call__(self, images: Sequence[Tensor], holes: Sequence[Tensor]) -> list[Tensor]:
+        return [self._fill(image, hole) for image, hole in zip(images, holes, strict=True)]
+
+    def _fill(self, image: Tensor, hole: Tensor) -> Tensor:
         fixed = [side for side in self._image.shape[2:] if isinstance(side, int)]
         if fixed:
             sides = (fixed[0], fixed[-1])
@@ -138,9 +162,10 @@ class _Wait:
     def __init__(self, config: InpainterConfig) -> None:
         self._seconds = config.seconds
 
-    def __call__(self, image: Tensor, hole: Tensor) -> Tensor:
-        time.sleep(self._seconds)
-        return torch.where(hole > 0, image.mean(dim=(1, 2), keepdim=True), image)
+    def __call__(self, images: Sequence[Tensor], holes: Sequence[Tensor]) -> list[Tensor]:
+        time.sleep(self._seconds * len(images))
+        return [torch.where(hole > 0, image.mean(dim=(1, 2), keepdim=True), image)
+                for image, hole in zip(images, holes, strict=True)]
 
 
 def _sized(image: Tensor, hole: Tensor, longest: int | None) -> tuple[Tensor, Tensor]:

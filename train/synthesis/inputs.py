@@ -17,6 +17,7 @@ from train.synthesis.rows import Sample
 if TYPE_CHECKING:
     from train.synthesis.config import InputConfig
 
+MOST_BYTES = 1 << 30  # of a file: more than any picture within `config.PILLOW_MEGAPIXELS` needs
 LAYERED = ("image.png", "background.png", "mask.png")  # what a layered sample must have
 _LAYERED_PARTS = {"image.png": "picture", "background.png": "background", "mask.png": "mask",
                   "foreground.png": "foreground", "txt": "txt", "json": "json"}
@@ -111,10 +112,12 @@ def read(sample: Sample, part: str) -> bytes:
     """A part's bytes.
 
     Raises:
-        Refused: "missing_file" or "corrupt" (cut off).
+        Refused: "missing_file", "too_large" (above `MOST_BYTES`) or "corrupt" (cut off).
     """
     piece = sample.pieces[part]
     try:
+        if max(piece.length, Path(piece.path).stat().st_size if piece.length < 0 else 0) > MOST_BYTES:
+            raise Refused("too_large")
         data = piece.read()
     except OSError as error:
         raise Refused("missing_file") from error

@@ -78,13 +78,13 @@ class Output:
             shards: must list the same files.
 
         Raises:
-            ValueError: another config, or another input.
+            ValueError: another config, another input, or shards that no run has left there.
         """
         self.folder = folder
         self._entries = folder / "entries"
-        self._entries.mkdir(exist_ok=True)
         self._config = config.fixed()
         self._check_config()
+        self._entries.mkdir(exist_ok=True)
         self.done: dict[int, dict[str, Any]] = {}
         self._look()
         self._check_input(shards)
@@ -138,6 +138,9 @@ class Output:
     def _check_config(self) -> None:
         path = self.folder / "config.json"
         if not path.is_file():
+            if strangers := sorted(self.folder.glob("shard-*.tar")):  # `_tidy` would delete them
+                raise ValueError(f"output: {self.folder} must be new or hold an earlier run, found {strangers[0].name} "
+                                 "without a config.json; take another folder")
             write_durably(path, json.dumps(self._config, indent=1).encode())
             return
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from text2layer_core.checkpoint import one_line
-from train.synthesis.errors import LOAD_ERRORS, check_installed, model_errors
-from train.synthesis.tensors import to_bytes, to_pil
+from train.synthesis.errors import LOAD_ERRORS, check_installed, model_errors, onnx_providers
+from train.synthesis.tensors import by_size, to_bytes, to_pil
 
 if TYPE_CHECKING:
     from train.synthesis.config import SaliencyConfig
@@ -24,19 +25,20 @@ _BORDER = 0.04  # GrabCut: what surely is ground, a share of each side
 _CENTRE = 0.5  # GrabCut: what is probably the thing, a share of each side
 _SOFTEN = 1.0  # GrabCut: sigma of the cut's edge in pixels
 _QUARTER = 4  # "wait" marks the middle of the picture, a fourth of each side away from the border
+_OF_QUERIES = ("maskformer", "mask2former", "eomt", "eomt_dinov3")  # need the picture alone, as OneFormer does not
 
 
 class Saliency(Protocol):
     """A saliency model."""
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """The mask of what a viewer sees first.
+    def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """The mask of what a viewer sees first, of each picture; those of one size may go through as one batch.
 
         Args:
-            image: (3, H, W) in [0, 1].
+            images: each (3, H, W) in [0, 1].
 
         Returns:
-            (1, H, W) in [0, 1], 1 on the object.
+            Each (1, H, W) in [0, 1], 1 on the object.
         """
         ...
 
@@ -74,7 +76,10 @@ class _GrabCut:
     def __init__(self, config: SaliencyConfig) -> None:
         self._iterations = config.iterations
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
+        return [self._cut(image) for image in images]
+
+    def _cut(self, image: Tensor) -> Tensor:
         import cv2
 
         pixels = np.ascontiguousarray(to_bytes(image)[..., ::-1])
@@ -103,58 +108,84 @@ class _Rembg:
             def download_models(cls, *args: object, **options: object) -> str:
                 return str(path)
 
-        cuda = ["CUDAExecutionProvider"] if config.device.startswith("cuda") else []
+        providers = onnx_providers(config.device, runtime.get_available_providers())
         try:
-            self._session = Local(config.model, runtime.SessionOptions(), providers=[*cuda, "CPUExecutionProvider"])
+            self._session = Local(config.model, runtime.SessionOptions(), providers=providers)
         except model_errors() as error:
             raise ValueError(f"saliency: {path} must be an ONNX model, got {one_line(error)}") from error
 
-    def __call__(self, image: Tensor) -> Tensor:
-        (mask,) = self._session.predict(to_pil(image))[:1]
-        return torch.from_numpy(np.asarray(mask.convert("L"), dtype=np.float32) / 255)[None]
+    def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
+        masks = [self._session.predict(to_pil(image))[0] for image in images]
+        return [torch.from_numpy(np.asarray(mask.convert("L"), dtype=np.float32) / 255)[None] for mask in masks]
 
 
 class _Transformers:
-    """A segmentation model of transformers: one channel is taken as the mask, several as classes."""
+    """A segmentation model of transformers: one channel is taken as the mask, several as classes.
+
+    Semantic models give each pixel's classes, universal ones (MaskFormer and its kin) masks and the classes of those.
+    """
 
     def __init__(self, config: SaliencyConfig) -> None:
-        from transformers import AutoImageProcessor, AutoModelForImageSegmentation, AutoModelForSemanticSegmentation
+        from transformers import (
+            AutoConfig,
+            AutoImageProcessor,
+            AutoModelForSemanticSegmentation,
+            AutoModelForUniversalSegmentation,
+        )
 
         folder = Path(config.path or "").expanduser()
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         dtype = getattr(torch, config.dtype)
         try:
             self._processor: Any = AutoImageProcessor.from_pretrained(folder, use_fast=False, **options)
-            try:
-                model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype, **options)
-            except ValueError:
-                model = AutoModelForImageSegmentation.from_pretrained(folder, dtype=dtype, **options)
+            kind = AutoConfig.from_pretrained(folder, **options).model_type
+            maker = AutoModelForUniversalSegmentation if kind in _OF_QUERIES else AutoModelForSemanticSegmentation
+            model = maker.from_pretrained(folder, dtype=dtype, **options)
         except LOAD_ERRORS as error:
             raise ValueError(f"saliency: {folder} must be a segmentation model that transformers knows, "
                              f"got {one_line(error)}") from error
         self._model: Any = model.to(config.device).eval()
         self._labels, self._size, self._dtype = config.labels, config.size, dtype
 
-    @torch.no_grad()
-    def __call__(self, image: Tensor) -> Tensor:
-        size = {} if self._size is None else {"size": {"height": self._size, "width": self._size}}
-        inputs = self._processor(images=to_pil(image), return_tensors="pt", **size)
-        pixels = inputs["pixel_values"].to(self._model.device, self._dtype)
-        found = self._model(pixel_values=pixels)
-        logits = cast("Tensor", found.logits if hasattr(found, "logits") else found[-1]).float()
-        if logits.ndim == 3:
-            logits = logits[:, None]
-        return _resized(self._probability(logits), image)[0].cpu()
+    def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
+        masks: dict[int, Tensor] = {}
+        for group in by_size(images):
+            masks |= zip(group, self._masks([images[index] for index in group]), strict=True)
+        return [masks[index] for index in range(len(images))]
 
-    def _probability(self, logits: Tensor) -> Tensor:
-        """(1, K, h, w) -> (1, 1, h, w): of the object, or that one of the chosen classes is there."""
-        if logits.shape[1] == 1:
-            return logits.sigmoid()
-        shares = logits.softmax(dim=1)
-        chosen = list(self._labels) or list(range(1, shares.shape[1]))
-        if max(chosen) >= shares.shape[1]:
-            raise ValueError(f"saliency: labels must be below the model's {shares.shape[1]} classes, got {max(chosen)}")
+    @torch.no_grad()
+    def _masks(self, images: Sequence[Tensor]) -> Tensor:
+        """Of pictures of one size, (N, 1, H, W)."""
+        size = {} if self._size is None else {"size": {"height": self._size, "width": self._size}}
+        inputs = self._processor(images=[to_pil(image) for image in images], return_tensors="pt", **size)
+        pixels = inputs["pixel_values"].to(self._model.device, self._dtype)
+        if len(pixels) != len(images):
+            raise ValueError(f"saliency: the image processor must give one input for each picture, "
+                             f"got {len(pixels)} for {len(images)}")
+        shares = _class_shares(self._model(pixel_values=pixels))
+        mask = _scaled(self._of_things(shares), pixels.shape[-2:])
+        if "pixel_mask" in inputs:  # without what was padded at the right and the bottom
+            seen = inputs["pixel_mask"][0]
+            mask = mask[..., : int(seen.any(dim=1).sum()), : int(seen.any(dim=0).sum())]
+        return _scaled(mask, images[0].shape[1:]).cpu()
+
+    def _of_things(self, shares: Tensor) -> Tensor:
+        """(N, K, h, w) -> (N, 1, h, w): the only class, or all that count as things."""
+        classes = shares.shape[1]
+        chosen = list(self._labels) or list(range(min(1, classes - 1), classes))
+        if max(chosen) >= classes:
+            raise ValueError(f"saliency: labels must be below the model's {classes} classes, got {max(chosen)}")
         return shares[:, chosen].sum(dim=1, keepdim=True)
+
+
+def _class_shares(found: Any) -> Tensor:  # noqa: ANN401 - any model's output
+    """Probabilities of the classes in each pixel, (N, K, h, w), float32; of a single class that it is there."""
+    if not hasattr(found, "masks_queries_logits"):
+        logits: Tensor = found.logits.float()
+        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+    classes = found.class_queries_logits.float().softmax(dim=-1)[..., :-1]  # the last says that a query found nothing
+    votes = torch.einsum("nqk,nqhw->nkhw", classes, found.masks_queries_logits.float().sigmoid())
+    return votes / votes.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 class _Wait:
@@ -163,12 +194,13 @@ class _Wait:
     def __init__(self, config: SaliencyConfig) -> None:
         self._seconds = config.seconds
 
-    def __call__(self, image: Tensor) -> Tensor:
-        time.sleep(self._seconds)
-        mask = torch.zeros(1, *image.shape[1:])
-        top, left = (round(side / _QUARTER) for side in image.shape[1:])
-        mask[:, top : image.shape[1] - top, left : image.shape[2] - left] = 1
-        return mask
+    def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
+        time.sleep(self._seconds * len(images))
+        masks = [torch.zeros(1, *image.shape[1:]) for image in images]
+        for mask in masks:
+            top, left = (round(side / _QUARTER) for side in mask.shape[1:])
+            mask[:, top : mask.shape[1] - top, left : mask.shape[2] - left] = 1
+        return masks
 
 
 def _rembg_file(config: SaliencyConfig) -> Path:
@@ -194,8 +226,7 @@ def _rembg_session(name: str) -> type[Any]:
     return found[name]
 
 
-def _resized(mask: Tensor, image: Tensor) -> Tensor:
-    sides = image.shape[1:]
-    if mask.shape[-2:] != sides:
-        mask = functional.interpolate(mask, sides, mode="bilinear", align_corners=False)
+def _scaled(mask: Tensor, sides: Sequence[int]) -> Tensor:
+    if mask.shape[-2:] != tuple(sides):
+        mask = functional.interpolate(mask, tuple(sides), mode="bilinear", align_corners=False)
     return mask.clamp(0, 1)

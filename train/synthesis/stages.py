@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -27,10 +27,11 @@ from train.synthesis.inputs import read, read_caption, read_origin
 from train.synthesis.layers import hole_verdict, inpaint_crop, mask_figures, mask_verdict
 from train.synthesis.rows import Sample, Table, from_table, to_table
 from train.synthesis.saliency import open_saliency
-from train.synthesis.tensors import to_bytes, to_tensor
+from train.synthesis.tensors import by_size, to_bytes, to_tensor
 
 if TYPE_CHECKING:
     from train.synthesis.config import FiltersConfig, SynthesisConfig
+    from train.synthesis.inpainting import Inpainter
 
 THUMBNAIL = 112  # pixels of the longer side in the report
 _MOST_FAILURES = 16  # of a model, one after the other: then it is not the pictures' fault
@@ -86,26 +87,18 @@ class FindMask:
     def __call__(self, table: Table) -> Table:
         """A table with masks."""
         samples = from_table(table)
-        for sample in samples:
-            if sample.alive:
-                sample.began = time.time()
-                self._find(sample)
+        for sample in (alive := _alive(samples)):
+            sample.began = time.time()
+        model = self._model
+        if model is not None:
+            self._guard.run(alive, "mask", lambda some: model([to_tensor(sample.array("image")) for sample in some]))
+        for sample in _alive(alive):
+            mask = sample.array("mask")
+            sample.facts |= asdict(mask_figures(mask))
+            sample.dropped = mask_verdict(mask, self._filters)
+        if self._filter is not None:
+            _judge(_alive(alive), ("image", "mask"), self._filter, self._filters.mask_threshold, self._filters.device)
         return to_table(samples)
-
-    def _find(self, sample: Sample) -> None:
-        image = to_tensor(sample.array("image"))
-        if self._model is not None:
-            model = self._model
-            found = self._guard.run(sample, lambda: to_bytes(model(image)))
-            if found is None:
-                return
-            sample.parts["mask"] = found
-        mask = sample.array("mask")
-        sample.facts |= asdict(mask_figures(mask))
-        sample.dropped = mask_verdict(mask, self._filters)
-        if sample.alive and self._filter is not None:
-            picture = torch.cat([image, to_tensor(mask)])[None]
-            _judge(sample, "mask", self._filter, picture.to(self._filters.device), self._filters.mask_threshold)
 
 
 class FillHole:
@@ -122,55 +115,63 @@ class FillHole:
     def __call__(self, table: Table) -> Table:
         """A table with backgrounds."""
         samples = from_table(table)
-        for sample in samples:
-            if sample.alive:
-                self._fill(sample)
+        if self._model is not None:
+            self._guard.run(_alive(samples), "background", self._inpainted)
+        if self._filter is not None:
+            _judge(_alive(samples), ("background",), self._filter, self._filters.inpainting_threshold,
+                   self._filters.device)
+        if self._clip is not None and (alive := _alive(samples)):
+            pictures = [to_tensor(sample.array("image")) for sample in alive]
+            scores = clip_score(*self._clip, pictures, [sample.caption or "" for sample in alive])
+            for sample, score in zip(alive, scores.tolist(), strict=True):
+                sample.facts["clip_score"] = round(score, 5)
         return to_table(samples)
 
-    def _fill(self, sample: Sample) -> None:
-        if "background" not in sample.parts:
-            found = self._guard.run(sample, lambda: self._inpainted(sample))
-            if found is None:
-                return
-            sample.parts["background"] = found
-        if self._filter is not None:
-            picture = to_tensor(sample.array("background"))[None]
-            _judge(sample, "inpainting", self._filter, picture.to(self._filters.device),
-                   self._filters.inpainting_threshold)
-        if sample.alive and self._clip is not None:
-            scores = clip_score(*self._clip, [to_tensor(sample.array("image"))], [sample.caption or ""])
-            sample.facts["clip_score"] = round(float(scores[0]), 5)
-
-    def _inpainted(self, sample: Sample) -> np.ndarray:
-        """(H, W, 3) uint8, bit-equal to the picture outside the hole."""
-        if self._model is None:
-            raise ValueError("a layered sample must have its background")
-        image, hole, blend = (to_tensor(sample.array(part)) for part in ("image", "hole", "blend"))
-        x, y = sample.window
-        window = image[:, y : y + hole.shape[1], x : x + hole.shape[2]]
-        filled = self._model(window.contiguous(), (hole > 0).float())
-        return to_bytes(paste_back(image[None], filled[None], blend[None], x, y)[0])
+    def _inpainted(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """Each (3, H, W), equal to the picture outside the hole."""
+        images, holes, blends = ([to_tensor(sample.array(part)) for sample in samples]
+                                 for part in ("image", "hole", "blend"))
+        windows = [image[:, y : y + hole.shape[1], x : x + hole.shape[2]].contiguous()
+                   for image, hole, (x, y) in zip(images, holes, (sample.window for sample in samples), strict=True)]
+        filled = cast("Inpainter", self._model)(windows, [(hole > 0).float() for hole in holes])
+        return [paste_back(image[None], patch[None], blend[None], *sample.window)[0]
+                for sample, image, patch, blend in zip(samples, images, filled, blends, strict=True)]
 
 
 class _Guard:
-    """A model that fails on a picture drops it; one that fails on picture after picture stops the run."""
+    """A model that fails on a picture drops it; one that fails on picture after picture stops the run.
+
+    A batch that fails is tried again one by one, so that the picture at fault alone is dropped.
+    """
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._in_a_row = 0
 
-    def run(self, sample: Sample, work: Callable[[], np.ndarray]) -> np.ndarray | None:
+    def run(self, samples: Sequence[Sample], part: str, work: Callable[[Sequence[Sample]], list[Tensor]]) -> None:
+        """Adds what the model makes of each sample to its parts."""
+        if not samples:
+            return
         try:
-            found = work()
+            found = [to_bytes(picture) for picture in work(samples)]
         except model_errors() as error:
+            if len(samples) > 1:
+                for sample in samples:
+                    self.run([sample], part, work)
+                return
             self._in_a_row += 1
             if self._in_a_row >= _MOST_FAILURES:
                 raise RuntimeError(f"{self._stage} failed on {self._in_a_row} pictures in a row, "
                                    f"the last time with: {one_line(error)}") from error
-            sample.dropped = f"{self._stage}_failed"
-            return None
+            samples[0].dropped = f"{self._stage}_failed"
+            return
         self._in_a_row = 0
-        return found
+        for sample, pixels in zip(samples, found, strict=True):
+            sample.parts[part] = pixels
+
+
+def _alive(samples: Sequence[Sample]) -> list[Sample]:
+    return [sample for sample in samples if sample.alive]
 
 
 def _read(sample: Sample, config: SynthesisConfig) -> Sample:
@@ -202,8 +203,7 @@ def _encoded(sample: Sample, config: SynthesisConfig) -> Sample:
     parts = {name: sample.array(name) for name in ("image", "mask", "background", "foreground")
              if name in sample.parts}
     sample.parts = {}
-    if sample.dropped or sample.index < config.sheet:
-        sample.parts["thumbnail"] = _thumbnail(parts)
+    sample.parts["thumbnail"] = _thumbnail(parts)  # the writer keeps the shard's first ones
     if not sample.dropped:
         if config.layers.foreground == "estimated" and "foreground" not in parts:
             image, mask = (to_tensor(parts[name])[None] for name in ("image", "mask"))
@@ -221,11 +221,17 @@ def _open_filter(path: str | None, config: FiltersConfig, kind: str) -> Any:  # 
     return load_quality_filter(Path(path).expanduser(), config.device, kind=kind)
 
 
-def _judge(sample: Sample, kind: str, model: Any, picture: Tensor, threshold: float | None) -> None:  # noqa: ANN401
-    score = float(model.scores(picture)[0])
-    sample.facts[f"{kind}_score"] = round(score, 5)
-    if score < (model.threshold if threshold is None else threshold):
-        sample.dropped = f"{kind}_score"
+def _judge(
+    samples: Sequence[Sample], parts: Sequence[str], model: Any, threshold: float | None, device: str  # noqa: ANN401
+) -> None:
+    """Scores samples by some of their parts; those of one size go through as one batch."""
+    pictures = [torch.cat([to_tensor(sample.array(part)) for part in parts]) for sample in samples]
+    for group in by_size(pictures):
+        scores = model.scores(torch.stack([pictures[index] for index in group]).to(device))
+        for index, score in zip(group, scores.tolist(), strict=True):
+            samples[index].facts[f"{model.kind}_score"] = round(score, 5)
+            if score < (model.threshold if threshold is None else threshold):
+                samples[index].dropped = f"{model.kind}_score"
 
 
 def _thumbnail(parts: dict[str, np.ndarray]) -> bytes:
