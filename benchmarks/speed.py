@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,7 @@ COMPILED = "torch.compile"
 LEAST_PSNR = 40.0
 SIZES = {"bundled": 256, "sd": 256}
 
+T = TypeVar("T")
 _Network = TypeVar("_Network", bound=nn.Module)
 Change = Callable[[Any], object]
 """Changes a network in place."""
@@ -187,18 +189,27 @@ def measure(
 
 
 @torch.no_grad()
-def measure_case(name: str, case: Case, repeats: int, *, compiling: bool) -> dict[str, str]:
+def measure_case(name: str, case: Case, repeats: int, device: str = "cpu", *, compiling: bool) -> dict[str, str]:
     """Prints sampling and decoding of one case; of each, the quickest variant that keeps the picture."""
     scale = case.schedule.latent_scale
-    noise = initial_noise(0, (1, case.unet.config["in_channels"], case.side, case.side))
-    print(f"{name} ({case.origin}): {case.size} px, median of {repeats}; the first line is what the others change")
+    noise = initial_noise(0, (1, case.unet.config["in_channels"], case.side, case.side)).to(device)
+    case = replace(case, context=case.context.to(device))
+    for network in (case.unet, case.autoencoder):
+        network.to(device)
+    print(f"{name} on {device} ({case.origin}): {case.size} px, median of {repeats}; "
+          "the first line is what the others change")
+
+    def finished(output: T) -> T:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return output
 
     def sample(unet: Any) -> Tensor:  # noqa: ANN401
-        return sample_ddim(unet, case.schedule, noise, case.context[1:], case.context[:1],
-                           steps=case.steps, guidance_scale=GUIDANCE_SCALE)
+        return finished(sample_ddim(unet, case.schedule, noise, case.context[1:], case.context[:1],
+                                    steps=case.steps, guidance_scale=GUIDANCE_SCALE))
 
     def decode(autoencoder: CaT2IAutoencoder) -> TwoLayerImage:
-        return autoencoder.decode(latents.to(autoencoder.quant_conv.weight.dtype)).layers
+        return finished(autoencoder.decode(latents.to(autoencoder.quant_conv.weight.dtype)).layers)
 
     def drawn(sampled: Tensor) -> tuple[Tensor, ...]:
         return picture(case.autoencoder.decode(sampled / scale).layers)
@@ -217,7 +228,7 @@ def measure_case(name: str, case: Case, repeats: int, *, compiling: bool) -> dic
                      for title, figure in figures.items()])
         keeping = {title: figure.ratio for title, figure in figures.items() if figure.decibel >= LEAST_PSNR}
         title = min(keeping, key=lambda title: keeping[title])
-        quickest[f"{name} {work}"] = f"{keeping[title]:.3f} ({title})"
+        quickest[f"{name} {work} on {device}"] = f"{keeping[title]:.3f} ({title})"
     return quickest
 
 
@@ -245,12 +256,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     compiling = not arguments.no_compile and can_compile()
     quickest: dict[str, str] = {}
-    for name in [arguments.case] if arguments.case else CASES:
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device, name in product(devices, [arguments.case] if arguments.case else CASES):
         case = replace(CASES[name](), **{"size": SIZES[name], **chosen})
         if case.size % case.stride:
             parser.error(f"--size must be a multiple of {name}'s stride {case.stride}, got {case.size}")
         here = compiling and (name != "sd" or arguments.case == "sd")  # minutes for the UNet of sd
-        quickest |= measure_case(name, case, arguments.repeats, compiling=here)
+        quickest |= measure_case(name, case, arguments.repeats, device, compiling=here)
     fits = measure_cuda(arguments.repeats) if torch.cuda.is_available() else True
     listed = ", ".join(f"{name} {ratio}" for name, ratio in quickest.items())
     print(f"ratio: {listed} (the least at {LEAST_PSNR:.0f} dB or more)")

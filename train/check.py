@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from text2layer_core import metrics
+from text2layer_core import matting_metrics, metrics
 from text2layer_core.autoencoder import DecodedLayers, LatentDistribution
 from text2layer_core.checkpoint import Text2LayerModel, bundled_model_path, load_checkpoint
 from text2layer_core.compositing import compose
@@ -55,7 +55,7 @@ def thumbnail(picture: Tensor) -> Tensor:
 
 
 def layer_figures(prediction: TwoLayerImage, truth: TwoLayerImage) -> dict[str, Tensor]:
-    """Figures of each picture (N,), in dB, shares, and alpha units x pixels.
+    """Figures of each picture (N,), in dB, shares, and alpha units x pixels (the gradient's and connectivity's / 1000).
 
     PSNR ends at 100 dB, so that equal pictures do not make a mean infinite; the foreground's is NaN where the truth
     shows nothing solid.
@@ -67,6 +67,10 @@ def layer_figures(prediction: TwoLayerImage, truth: TwoLayerImage) -> dict[str, 
         "background_psnr": _psnr(prediction.background, truth.background),
         "mask_soft_iou": metrics.soft_iou(prediction.mask, truth.mask),
         "mask_soft_band_sad": metrics.soft_band_sad(prediction.mask, truth.mask),
+        "mask_sad": metrics.sad(prediction.mask, truth.mask),
+        "mask_mse": matting_metrics.mse(prediction.mask, truth.mask),
+        "mask_gradient": matting_metrics.gradient_error(prediction.mask, truth.mask),
+        "mask_connectivity": matting_metrics.connectivity_error(prediction.mask, truth.mask),
     }
 
 

@@ -33,13 +33,13 @@ _PLOTTED = ("area", "components", "softness")
 def make_judge(
     arguments: argparse.Namespace, model: Text2LayerModel, device: torch.device
 ) -> tuple[Source, Judge, Mapping[str, Any]]:
-    """The held-out samples whose captions are drawn, who judges, and what the report says of the judge.
+    """The samples whose captions are drawn, who judges, and what the report says of the judge.
 
     Raises:
         ValueError: the data or a judge's file is not there, or does not fit.
     """
     if arguments.data == "icons":
-        source = open_icons(model, "held_out", arguments.sprites)
+        source = open_icons(model, arguments.split, arguments.sprites)
         evaluator = load_evaluator(arguments.evaluator, device)
         return source, IconJudge(evaluator, source, arguments.references), evaluator.card
     size = int(model.card.get("resolution", 256))
@@ -71,7 +71,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         for (who, found), pictures in zip(figures.items(), (drawn, truth), strict=True)
     }
     report = {
-        "images": images_seen(model.card), **asdict(drawing), "references": arguments.references, "judge": card,
+        "images": images_seen(model.card), "split": arguments.split, **asdict(drawing), "references": arguments.references, "judge": card,
         **{who: {name: asdict(figure) for name, figure in found.items()} for who, found in table.items()},
     }
     (arguments.out / "report.json").write_text(json.dumps(_plain(report), indent=1), encoding="utf-8")
@@ -129,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="CLIP's folder, for a model that leaves its text encoder out")
     parser.add_argument("--data", default="icons", metavar="icons|SHARDS",
                         help="icons (held-out scenes), or a glob of WebDataset shards")
+    parser.add_argument("--split", default="held_out", choices=["held_out", "train"],
+                        help="of icons; train is for choosing the guidance (default: held_out)")
     parser.add_argument("--sprites", type=Path, help="sprite cache (default: the one that the model's card names)")
     parser.add_argument("--evaluator", type=Path, help="icon evaluator (default: the one beside the bundled model)")
     parser.add_argument("--inception", type=Path, help="for shards: TorchScript file of the Inception under FID")

@@ -26,6 +26,7 @@ from text2layer_core.distribution import (
 )
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.pipeline import Text2LayerPipeline
+from text2layer_core.saliency_metrics import e_measure, f_measure, s_measure, saliency_mae
 from train.data import ArrayCache, Source
 from train.evaluator import IconEvaluator
 from train.icons.source import IconSource
@@ -164,12 +165,12 @@ class PhotographJudge:
             self._references = inception_features(self._network, (compose(block)[0] for block in blocks))
 
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
-        """`layer_figures`, CLIP's cosine of picture and caption, the mask's IOUs with the saliency reference."""
+        """`layer_figures`, CLIP's cosine of picture and caption, the mask's agreement with the saliency reference."""
         found = layer_figures(drawn)
         if self._saliency is not None:
             seen = torch.cat([torch.stack(self._saliency(list(block)))
                               for block in compose(drawn.layers).split(_AT_ONCE)])
-            found = {**_overlaps(drawn.layers.mask, seen), **found}
+            found = {**_agreement(drawn.layers.mask, seen), **found}
         if self._clip is not None:
             composed = compose(drawn.layers)
             scores = clip_score(*self._clip, composed, self._source.captions(0, len(composed)))
@@ -182,8 +183,16 @@ class PhotographJudge:
             inception_features(self._network, composed), self._references)
 
 
-def _overlaps(mask: Tensor, reference: Tensor) -> dict[str, Tensor]:
-    return {"iou_saliency": metrics.iou(mask, reference), "soft_iou_saliency": metrics.soft_iou(mask, reference)}
+def _agreement(mask: Tensor, reference: Tensor) -> dict[str, Tensor]:
+    """Of drawn masks with what a saliency model sees; E and F are their means over the thresholds."""
+    return {
+        "iou_saliency": metrics.iou(mask, reference),
+        "soft_iou_saliency": metrics.soft_iou(mask, reference),
+        "mae_saliency": saliency_mae(mask, reference),
+        "s_measure": s_measure(mask, reference),
+        "e_measure": e_measure(mask, reference).mean,
+        "f_measure": f_measure(mask, reference).mean,
+    }
 
 
 def _load_inception(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -251,7 +260,7 @@ class IconJudge:
             "place_top1": (self.evaluator.place_scores(composed)[:, self._places].argmax(1) == places).float(),
             "thing_top1_nearest_sprite": (
                 metrics.nearest_sprite(layers.foreground, layers.mask, self._bank) == things).float(),
-            **_overlaps(layers.mask, self.evaluator.segment(composed)),
+            **_agreement(layers.mask, self.evaluator.segment(composed)),
             "leakage": (self._thing_scores(layers.background).gather(1, things[:, None])[:, 0]
                         > self.threshold).float(),
             **layer_figures(drawn),

@@ -221,3 +221,11 @@ def test_peak_memory_at_preset_sd(dtype: torch.dtype, most_gib: float, record_pr
     print(f"{dtype}: weights {weights / 2**30:.2f} GiB, peak {peak / 2**30:.2f} GiB")
     assert output.layers.foreground.shape == (1, 3, 512, 512)
     assert peak / 2**30 <= most_gib
+
+
+def test_preset_sd_fits_the_goals_of_its_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    """512 px in half precision: below 4 GB with offload, below 8 GB without."""
+    from benchmarks.speed_cuda import measure_cuda
+
+    assert measure_cuda(1, sizes=(512,))
+    assert "512 px, with offload" in capsys.readouterr().out

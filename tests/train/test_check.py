@@ -85,7 +85,8 @@ def test_figures_of_the_truth_against_itself(source: IconSource) -> None:
     truth = source.batch(0, 4).image
     figures = layer_figures(truth, truth)
     expected = {"composed_psnr": 100.0, "foreground_psnr": 100.0, "background_psnr": 100.0, "mask_soft_iou": 1.0,
-                "mask_soft_band_sad": 0.0}
+                "mask_soft_band_sad": 0.0, "mask_sad": 0.0, "mask_mse": 0.0, "mask_gradient": 0.0,
+                "mask_connectivity": 0.0}
     assert {name: values.tolist() for name, values in figures.items()} == {
         name: [pytest.approx(value)] * 4 for name, value in expected.items()
     }
@@ -101,6 +102,8 @@ def test_figures_by_hand() -> None:
     assert float(figures["background_psnr"]) == pytest.approx(20, abs=1e-3)
     assert float(figures["mask_soft_iou"]) == pytest.approx(5 / 6)
     assert float(figures["mask_soft_band_sad"]) == pytest.approx(3.2)
+    assert float(figures["mask_sad"]) == pytest.approx(3.2)
+    assert float(figures["mask_mse"]) == pytest.approx(0.005)
     error = 0.5 * (0.4 * 0.1) ** 2 + 0.5 * 0.1**2
     assert float(figures["composed_psnr"]) == pytest.approx(-10 * math.log10(error), abs=1e-3)
     assert math.isnan(float(figures["foreground_psnr"]))  # no pixel above 0.5
@@ -213,6 +216,7 @@ def test_the_command_prints_a_table_of_an_autoencoder(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "autoencoder", "composed_psnr", "foreground_psnr", "background_psnr", "mask_soft_iou", "mask_soft_band_sad",
+        "mask_sad", "mask_mse", "mask_gradient", "mask_connectivity",
     ]
 
 

@@ -162,11 +162,7 @@ class _Transformers:
         if len(pixels) != len(images):
             raise ValueError(f"saliency: the image processor must give one input for each picture, "
                              f"got {len(pixels)} for {len(images)}")
-        shares = _class_shares(self._model(pixel_values=pixels))
-        mask = _scaled(self._of_things(shares), pixels.shape[-2:])
-        if "pixel_mask" in inputs:  # without what was padded at the right and the bottom
-            seen = inputs["pixel_mask"][0]
-            mask = mask[..., : int(seen.any(dim=1).sum()), : int(seen.any(dim=0).sum())]
+        mask = self._of_things(_class_shares(self._model(pixel_values=pixels)))
         return _scaled(mask, images[0].shape[1:]).cpu()
 
     def _of_things(self, shares: Tensor) -> Tensor:
