@@ -71,7 +71,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         for (who, found), pictures in zip(figures.items(), (drawn, truth), strict=True)
     }
     report = {
-        "images": images_seen(model.card), "split": arguments.split, **asdict(drawing), "references": arguments.references, "judge": card,
+        "images": images_seen(model.card), "split": arguments.split, **asdict(drawing),
+        "references": arguments.references, "judge": card,
         **{who: {name: asdict(figure) for name, figure in found.items()} for who, found in table.items()},
     }
     (arguments.out / "report.json").write_text(json.dumps(_plain(report), indent=1), encoding="utf-8")

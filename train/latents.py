@@ -104,7 +104,8 @@ class LatentSource:
             "mean": (self.shape, "float16"), "logvar": (self.shape, "float16"),
             "coverage": ((1, *self.shape[1:]), "float16"),
         }
-        key = [asdict(self._config.data), fingerprint(self._source), weights_digest(self.autoencoder.encoder, self.autoencoder.quant_conv)]
+        key = [asdict(self._config.data), fingerprint(self._source),
+               weights_digest(self.autoencoder.encoder, self.autoencoder.quant_conv)]
         cache = ArrayCache(expand(self._config.run) / "cache", count, shapes, key)
         with tqdm(total=count, initial=cache.filled, desc="encode", unit="image", file=sys.stderr) as bar:
             while cache.filled < count:

@@ -196,15 +196,17 @@ same kinds.
 
 What differs from the paper: its size by far; icons whose layers are exact instead of segmented photographs; no
 discriminator, and a gradient loss in LPIPS's place; v-prediction, with the latent cells that the mask covers
-weighted more; the text encoder is the bundled model's, frozen; Frechet distance, similarity and IOU are those of
-the icon evaluator (models/README.md) instead of Inception, CLIP and ICON, so that only comparisons within a column
-mean anything. The image autoencoder of SD-AE-UNet and SD-L2I has CaT2I-AE's trunk and saw F, B, m and I in equal
+weighted more; the text encoder is that of an earlier state of the bundled model, frozen (`git show
+cb38821:models/text2layer-mini.safetensors > third.safetensors`, then `--set text=third.safetensors`); Frechet distance,
+similarity and soft IOU are those of the icon evaluator (models/README.md) instead of Inception, CLIP and ICON, so that
+only comparisons within a column mean anything.
+The image autoencoder of SD-AE-UNet and SD-L2I has CaT2I-AE's trunk and saw F, B, m and I in equal
 shares, so that, unlike Stable Diffusion's, it knows masks; its latents have as many channels each as CaT2I-AE's.
 The fine-tuned system starts from SD-L2I's weights and sees {tuned:.0%} of the images. A share of {share:.0%} of the
 unfiltered samples has one of the paper's five defects (thing cut in half, background in the mask, a speck of a
 mask; the thing left in the hole, a filling that does not fit); "clean" is what a perfect filter would leave, and
 "through learned filters", where that row is there, what the filters of `train.train_quality` leave. SD-L2I's mask is
-the saliency reference's own, so its IOU is 1 by definition and its layers are the picture.
+the saliency reference's own, so its soft IOU is 1 by definition and its layers are the picture.
 """
 _COLUMNS_NOTE = """Frechet and kernel distance: lower is better, 95 % intervals by a jackknife over ten groups. The
 others are means over the pictures with bootstrapped 95 % intervals: similarity is the evaluator's cosine of picture

@@ -17,7 +17,7 @@ from tests.train.test_check import make_model
 from text2layer_core.checkpoint import save_checkpoint
 from text2layer_core.quality import QualityConfig, QualityFilter, save_quality_filter
 from text2layer_core.unet import UNetConfig, build_unet
-from train import tables
+from train import table_records, tables
 from train.config import load_config, parse
 from train.evaluator import save_evaluator
 from train.icons.sprites import SpriteCache
@@ -140,8 +140,11 @@ def test_bad_input(command: list[str], extra: list[str], message: str, capsys: p
     assert message in capsys.readouterr().err
 
 
-def test_the_page_is_what_its_figures_say() -> None:
+def test_the_page_is_what_its_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text encoder is an earlier state's of the bundled model, which a checkout no longer has as a file."""
     docs = Path(tables.__file__).parents[1] / "docs"
+    known = json.loads((docs / "tables.json").read_text())["recipe"]["text_encoder"]
+    monkeypatch.setattr(table_records, "text_digest", lambda config: known)
     config = load_config(Path(tables.__file__).parent / "configs" / "tables.yaml", [], TablesConfig)
     titles = {name: system.title for name, system in SYSTEMS.items()}
     page = write_tables(config, read_records(docs / "tables.md", config), titles,
