@@ -11,7 +11,7 @@ import pytest
 
 from train.synthesis.config import InputConfig
 from train.synthesis.images import Refused
-from train.synthesis.inputs import InputShard, list_shards, plan, read, read_caption, read_origin
+from train.synthesis.inputs import MOST_BYTES, InputShard, list_shards, plan, read, read_caption, read_origin
 from train.synthesis.rows import Sample
 
 
@@ -163,3 +163,15 @@ def test_says_what_is_missing(tmp_path: Path) -> None:
         list_shards(InputConfig(**config))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"captions .a CSV. must go with kind folder, got kind shards"):
         InputConfig(kind="shards", path="x", captions="c.csv")
+
+
+def test_a_file_that_no_picture_needs_is_not_read(tmp_path: Path) -> None:
+    """A gigabyte and one byte, of which the disk holds none."""
+    for name in ("huge.jpg", "huge.txt"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(MOST_BYTES + 1)
+    ((sample,),) = planned(InputConfig(kind="folder", path=str(tmp_path)))
+    with pytest.raises(Refused, match="too_large"):
+        read(sample, "picture")
+    with pytest.raises(Refused, match="missing_caption"):
+        read_caption(sample)

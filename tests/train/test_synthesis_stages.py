@@ -203,7 +203,7 @@ def test_a_mask_that_leaves_no_ground(config: SynthesisConfig, monkeypatch: pyte
 
 
 class Failing:
-    """A model that fails on the pictures with these numbers, counted by their first appearance; it finds a left half."""
+    """A model that finds a left half, and fails on the pictures with these numbers, in the order that it sees them."""
 
     def __init__(self, *numbers: int) -> None:
         self.numbers = numbers

@@ -8,6 +8,7 @@ import math
 import time
 import zlib
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -127,12 +128,11 @@ class _Lama:
     """LaMa (Suvorov et al. 2022) as ONNX, inputs image and mask; the output's range, [0, 1] or [0, 255], is found."""
 
     def __init__(self, config: InpainterConfig) -> None:
-        from onnxruntime import InferenceSession, get_available_providers
-
+        runtime: Any = import_module("onnxruntime")
         path = Path(config.path or "").expanduser()
-        providers = onnx_providers(config.device, get_available_providers())
+        providers = onnx_providers(config.device, runtime.get_available_providers())
         try:
-            self._session: Any = InferenceSession(str(path), providers=providers)
+            self._session: Any = runtime.InferenceSession(str(path), providers=providers)
         except model_errors() as error:
             raise ValueError(f"inpainting: {path} must be an ONNX model, got {one_line(error)}") from error
         inputs = self._session.get_inputs()
