@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from text2layer_core.atomic import TEMPORARY, write_file
 from text2layer_core.checkpoint import one_line
 from train.fitting import fit as fit
 from train.sharding import Sharded
@@ -157,7 +158,7 @@ class Run:
         self._push()
 
     def save(self) -> None:
-        """Writes the state to a temporary name, renames it, deletes what it replaces, and exports the model.
+        """Writes the state onto the disk, then deletes what it replaces, and exports the model.
 
         The newest few states stay. Those with more images, left by a run that went further, are replaced too:
         else "auto" would go back to them.
@@ -181,17 +182,13 @@ class Run:
             "optimizers": dict(zip(names, optimizers, strict=True)),
             "ema": self.ema.state_dict() if self.ema is not None else None,
         }
-        temporary = path.with_suffix(".tmp")
         try:
-            torch.save(state, temporary)
-            temporary.replace(path)
+            write_file(path, lambda temporary: torch.save(state, temporary))
         except RuntimeError as error:  # torch's for a full disk, which it does not name
             raise OSError(f"cannot write {path}, the disk may be full: {one_line(error)}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         found = sorted(states.glob("[0-9]*.pt"))
         kept = [old for old in found if old <= path][-KEEP_STATES:]
-        for old in (*found, *states.glob("[0-9]*.tmp")):
+        for old in (*found, *states.glob(TEMPORARY)):
             if old not in kept:
                 old.unlink()
         with self.averaged_weights():

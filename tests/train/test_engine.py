@@ -216,7 +216,7 @@ def test_states_are_pruned_and_replaced(tmp_path: Path) -> None:
         run.step()
         run.save()
     assert names(states) == ["0000000012.pt", "0000000016.pt"]
-    (states / "0000000020.tmp").write_text("left by a killed process")
+    (states / ".text2layer-0.tmp").write_text("left by a killed process")
     (states / "best.pt").write_text("kept by the user")
     # Going back to 12 images makes those of 16 a future that did not happen.
     back, _ = make(tmp_path)
