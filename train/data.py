@@ -86,6 +86,12 @@ def open_source(config: DataConfig, split: Literal["train", "held_out", "all"] =
     return ShardSource(config.shards, config.size, config.seed, split)
 
 
+def read_ahead(source: Source, indices: Sequence[int]) -> None:
+    """Lets a source of files begin to read the samples that it will be asked for next; the others draw on demand."""
+    if isinstance(source, ShardSource):
+        source.read_ahead(indices)
+
+
 def held_out_source(source: Source | None) -> Source:
     """The held-out split that a validation figure needs; ValueError where a task was made without one."""
     if source is None:

@@ -83,6 +83,15 @@ class Validating(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadingAhead(Protocol):
+    """A task whose samples take time to read."""
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begins to read samples that `batch` will be asked for next, in the background; gives up all others."""
+        ...
+
+
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """Moves the EMA's parameters towards the model's; buffers (BatchNorm's running statistics) are copied.
@@ -272,8 +281,8 @@ class Run:
         Raises:
             FloatingPointError: a loss or a gradient is infinite or not a number.
         """
-        parts = self._parts()
-        batches = [self.task.batch(part, self.accelerator.device) for part in parts]
+        batches = [self.task.batch(part, self.accelerator.device) for part in self._parts(self.images)]
+        self._read_ahead(self.images + self.config.batch_size)
         report: dict[str, float] = {}
         rate = learning_rate(self.config, self.images, self.start)
         for objective, module, optimizer in zip(self.task.objectives, self.modules, self.optimizers, strict=True):
@@ -306,6 +315,10 @@ class Run:
                 self.sharded.update_average(decay)
         return report
 
+    def close(self) -> None:
+        """Gives up what was to be read for a next step."""
+        self._read_ahead(self.config.images)
+
     def _push(self) -> None:
         """From the task's module and the EMA to the shards, where there are any."""
         if self.sharded is not None:
@@ -328,11 +341,17 @@ class Run:
         means = cast("Tensor", self.accelerator.reduce(stacked, reduction="mean"))
         return dict(zip(values, means.tolist(), strict=True))
 
-    def _parts(self) -> list[Part]:
-        """This process's share of the next step."""
+    def _read_ahead(self, images: int) -> None:
+        """Lets the task read what the step after so many images will compute; nothing at the end."""
+        if isinstance(self.task, ReadingAhead):
+            parts = self._parts(images) if images < self.config.images else []
+            self.task.read_ahead([part.start + i for part in parts for i in range(part.count)])
+
+    def _parts(self, images: int) -> list[Part]:
+        """This process's share of the step after so many images."""
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         count = self.config.batch_size // (self.config.accumulation * processes)
-        return [Part(self.images + (i * processes + rank) * count, count) for i in range(self.config.accumulation)]
+        return [Part(images + (i * processes + rank) * count, count) for i in range(self.config.accumulation)]
 
 
 def resume(run: Run, choice: str) -> None:

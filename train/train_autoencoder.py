@@ -17,7 +17,16 @@ from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_ch
 from text2layer_core.compositing import blend
 from text2layer_core.schedule import ScheduleConfig
 from train.alignment import AlignLatents, LatentReference, open_reference
-from train.data import CachedSource, DataConfig, Source, expand, held_out_source, open_source, sample_noise
+from train.data import (
+    CachedSource,
+    DataConfig,
+    Source,
+    expand,
+    held_out_source,
+    open_source,
+    read_ahead,
+    sample_noise,
+)
 from train.engine import Objective, Part, TrainingConfig
 from train.estimate import Rehearsal
 from train.launch import launch
@@ -260,6 +269,10 @@ class AutoencoderTask:
     def batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
         """Samples and their latent noise."""
         return draw_batch(self._config, self._source, part, device)
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begins to read the samples of the next step."""
+        read_ahead(self._source, indices)
 
     def validation_batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
         """Held-out samples, without the adversarial term, which needs gradients."""
