@@ -87,7 +87,9 @@ class AutoencoderTrainingConfig:
             latents, at a level for each sample between 0 and this. A UNet's latents are never exact: a decoder that
             has seen such ones leaves less of the thing in the background. 0 is the paper's.
         frozen_batch_norm: the heads' BatchNorm stays in eval mode, with the running statistics it has: for small
-            batches, and so that several processes compute what one does. On several GPUs it is SyncBatchNorm otherwise.
+            batches, and so that several processes compute what one does. For that, losses.adversarial must be 0 too:
+            each process weighs the adversarial term by its own samples, and on CPUs the discriminator's BatchNorm is
+            of those alone. On several GPUs BatchNorm is SyncBatchNorm wherever it trains.
         align_latents: keeps z near a flat model's latents of the composed picture; None is the paper's.
     """
 
