@@ -25,6 +25,7 @@ from train.config import parse
 from train.data import ArrayCache, DataConfig, Source, expand, fingerprint, open_source
 from train.quality_labels import QualityCriteria, inpainting_defects, mask_defects
 from train.quality_samples import SampleFiles, read_labels
+from train.samples import KNOWN_ABOVE
 
 _BLOCK = 32
 Finder = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -65,7 +66,7 @@ class TruthConfig:
     share: float = 0.5
     saliency: str = "grabcut"
     inpainting: str = "telea"
-    threshold: float = 0.1
+    threshold: float = KNOWN_ABOVE
     dilation: int = 2
     criteria: QualityCriteria = field(default_factory=QualityCriteria)
 
