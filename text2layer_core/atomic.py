@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, alone or as a set."""
+"""Files that appear whole or not at all, alone or as a set; one that has appeared outlasts a power cut."""
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Writer = Callable[[Path], None]
+TEMPORARY = ".text2layer-*.tmp"  # what a process that was killed while it wrote leaves beside its files
 
 
 def write_files(writers: Mapping[Path, Writer]) -> list[Path]:
     """Writes some files as one set: all of them, or none.
 
-    Each is written under a temporary name beside its own; at the end all are renamed together. If a rename fails
-    (on Windows, a file that another program has open), those already renamed are taken back.
+    Each is written onto the disk under a temporary name beside its own; at the end all are renamed together. If a
+    rename fails (on Windows, a file that another program has open), those already renamed are taken back.
 
     Args:
         writers: what writes the file of each path, given the name to write to; the folders exist.
@@ -36,6 +38,9 @@ def write_files(writers: Mapping[Path, Writer]) -> list[Path]:
         for temporary, path in zip(temporaries, paths, strict=True):
             with _naming(path):
                 writers[path](temporary)
+                _sync(temporary)
+    for folder in {path.parent for path in paths}:
+        _sync_folder(folder)
     return paths
 
 
@@ -44,13 +49,18 @@ def write_file(path: str | Path, write: Writer) -> None:
     write_files({Path(path): write})
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Writes one UTF-8 file; see `write_files`."""
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes one file; see `write_files`."""
 
     def write(file: Path) -> None:
-        file.write_text(text, encoding="utf-8", newline="\n")
+        file.write_bytes(data)
 
     write_file(path, write)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes one UTF-8 file; see `write_files`."""
+    write_bytes(path, text.encode())
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -85,8 +95,24 @@ def _staged(paths: Sequence[Path]) -> Generator[list[Path], None, None]:
             temporary.unlink(missing_ok=True)
 
 
+def _sync(path: Path) -> None:
+    """Else a power cut could leave the new name with none of the content."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes renames in it last, where the system has that: Windows and some network file systems have not."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _beside(path: Path) -> Path:
-    return path.with_name(f".text2layer-{secrets.token_hex(8)}.tmp")
+    return path.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))
 
 
 @contextmanager

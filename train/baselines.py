@@ -26,7 +26,7 @@ from train.alignment import save_image_autoencoder
 from train.data import Source
 from train.engine import Objective, Part
 from train.pictures import save_grid
-from train.samples import LayeredBatch
+from train.samples import KNOWN_ABOVE, LayeredBatch
 from train.train_autoencoder import AutoencoderBatch, AutoencoderTrainingConfig, draw_batch
 
 _KINDS = 4
@@ -236,7 +236,7 @@ def _remasked(stack: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     foreground, background, truth = stack.split([3, 3, 1], dim=1)
     composed = blend(foreground, background, truth)
     hole = grow_mask(mask, _HOLE_PIXELS) > 0
-    return torch.where(truth > 0.1, foreground, composed), torch.where(hole, background, composed), mask
+    return torch.where(truth > KNOWN_ABOVE, foreground, composed), torch.where(hole, background, composed), mask
 
 
 def _incomplete(mask: Tensor, rng: np.random.Generator) -> Tensor:

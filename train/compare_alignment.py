@@ -29,8 +29,9 @@ from train.config import load_config
 from train.engine import Run, fit, resume
 from train.evaluator import IconEvaluator, load_evaluator
 from train.judge import IconJudge, check_words, draw, intervals
+from train.sd_weights import widen_unet
 from train.table_records import stored
-from train.tables import CODERS, TablesConfig, Workshop, unseen_scenes, widen_unet, write_page
+from train.tables import CODERS, TablesConfig, Workshop, unseen_scenes, write_page
 from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig
 from train.train_diffusion import DiffusionTask
 

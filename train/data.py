@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from text2layer_core.atomic import write_text
 from train.icons.source import IconsConfig, IconSource
 from train.icons.sprites import load_sprites
 from train.samples import LayeredBatch, epoch_rows
@@ -85,6 +86,12 @@ def open_source(config: DataConfig, split: Literal["train", "held_out", "all"] =
     return ShardSource(config.shards, config.size, config.seed, split)
 
 
+def read_ahead(source: Source, indices: Sequence[int]) -> None:
+    """Lets a source of files begin to read the samples that it will be asked for next; the others draw on demand."""
+    if isinstance(source, ShardSource):
+        source.read_ahead(indices)
+
+
 def held_out_source(source: Source | None) -> Source:
     """The held-out split that a validation figure needs; ValueError where a task was made without one."""
     if source is None:
@@ -127,20 +134,19 @@ class ArrayCache:
         if not self.filled:
             self._state_path.unlink(missing_ok=True)
         mode = "r+" if self.filled else "w+"
-        self.arrays: dict[str, np.ndarray] = {
+        self.arrays: dict[str, np.memmap[Any, Any]] = {
             path.stem: np.lib.format.open_memmap(path, mode, dtype=dtype, shape=shape)
             for path, (dtype, shape) in paths.items()
         }
 
     def store(self, rows: dict[str, np.ndarray]) -> None:
-        """Appends a block of rows."""
+        """Appends a block of rows; they are on the disk before the state says so."""
         end = self.filled + len(next(iter(rows.values())))
         for name, values in rows.items():
             self.arrays[name][self.filled : end] = values
+            self.arrays[name].flush()
         self.filled = end
-        temporary = self._state_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"key": self._key, "filled": self.filled}))
-        temporary.replace(self._state_path)
+        write_text(self._state_path, json.dumps({"key": self._key, "filled": self.filled}))
 
     def _stored_rows(self) -> int:
         try:

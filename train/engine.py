@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from text2layer_core.atomic import TEMPORARY, write_file
 from text2layer_core.checkpoint import one_line
 from train.fitting import fit as fit
 from train.sharding import Sharded
@@ -79,6 +80,15 @@ class Validating(Protocol):
 
     def validation_batch(self, part: Part, device: torch.device) -> Any:  # noqa: ANN401 - the objectives' own
         """What the first objective's forward takes, of samples that are never trained on."""
+        ...
+
+
+@runtime_checkable
+class ReadingAhead(Protocol):
+    """A task whose samples take time to read."""
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begins to read samples that `batch` will be asked for next, in the background; gives up all others."""
         ...
 
 
@@ -157,7 +167,7 @@ class Run:
         self._push()
 
     def save(self) -> None:
-        """Writes the state to a temporary name, renames it, deletes what it replaces, and exports the model.
+        """Writes the state onto the disk, then deletes what it replaces, and exports the model.
 
         The newest few states stay. Those with more images, left by a run that went further, are replaced too:
         else "auto" would go back to them.
@@ -181,17 +191,13 @@ class Run:
             "optimizers": dict(zip(names, optimizers, strict=True)),
             "ema": self.ema.state_dict() if self.ema is not None else None,
         }
-        temporary = path.with_suffix(".tmp")
         try:
-            torch.save(state, temporary)
-            temporary.replace(path)
+            write_file(path, lambda temporary: torch.save(state, temporary))
         except RuntimeError as error:  # torch's for a full disk, which it does not name
             raise OSError(f"cannot write {path}, the disk may be full: {one_line(error)}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         found = sorted(states.glob("[0-9]*.pt"))
         kept = [old for old in found if old <= path][-KEEP_STATES:]
-        for old in (*found, *states.glob("[0-9]*.tmp")):
+        for old in (*found, *states.glob(TEMPORARY)):
             if old not in kept:
                 old.unlink()
         with self.averaged_weights():
@@ -275,8 +281,8 @@ class Run:
         Raises:
             FloatingPointError: a loss or a gradient is infinite or not a number.
         """
-        parts = self._parts()
-        batches = [self.task.batch(part, self.accelerator.device) for part in parts]
+        batches = [self.task.batch(part, self.accelerator.device) for part in self._parts(self.images)]
+        self._read_ahead(self.images + self.config.batch_size)
         report: dict[str, float] = {}
         rate = learning_rate(self.config, self.images, self.start)
         for objective, module, optimizer in zip(self.task.objectives, self.modules, self.optimizers, strict=True):
@@ -309,6 +315,10 @@ class Run:
                 self.sharded.update_average(decay)
         return report
 
+    def close(self) -> None:
+        """Gives up what was to be read for a next step."""
+        self._read_ahead(self.config.images)
+
     def _push(self) -> None:
         """From the task's module and the EMA to the shards, where there are any."""
         if self.sharded is not None:
@@ -331,11 +341,17 @@ class Run:
         means = cast("Tensor", self.accelerator.reduce(stacked, reduction="mean"))
         return dict(zip(values, means.tolist(), strict=True))
 
-    def _parts(self) -> list[Part]:
-        """This process's share of the next step."""
+    def _read_ahead(self, images: int) -> None:
+        """Lets the task read what the step after so many images will compute; nothing at the end."""
+        if isinstance(self.task, ReadingAhead):
+            parts = self._parts(images) if images < self.config.images else []
+            self.task.read_ahead([part.start + i for part in parts for i in range(part.count)])
+
+    def _parts(self, images: int) -> list[Part]:
+        """This process's share of the step after so many images."""
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         count = self.config.batch_size // (self.config.accumulation * processes)
-        return [Part(self.images + (i * processes + rank) * count, count) for i in range(self.config.accumulation)]
+        return [Part(images + (i * processes + rank) * count, count) for i in range(self.config.accumulation)]
 
 
 def resume(run: Run, choice: str) -> None:

@@ -45,7 +45,6 @@ class Gpu:
 
 
 GPUS = {
-    "V100": Gpu(125, 15.7, 32),  # fp16: it has no bf16
     "A10G": Gpu(70, 31.2, 24),
     "RTX3090": Gpu(71, 35.6, 24),
     "RTX4090": Gpu(165, 82.6, 24),
@@ -245,5 +244,6 @@ def report(
         f"{found.operations / 1e12:.3f} TFLOP an image, forwards and backwards",
         f"{days:.1f} days for {images:,} images on {count} {kind} at {utilisation:.0%} of {peak:g} TFLOP/s "
         f"({images / days / 86_400:.0f} images/s)",
+        "FSDP (fsdp.yaml) is not counted: it shares weights, gradients, optimiser and EMA out among the GPUs",
         *notes,
     ]

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ def fit(run: Run, *, log_every: float = 2.0, until: int | None = None) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     last_log, saved, drawn = time.monotonic(), -1, -1
     with (
+        closing(run),
         _interrupts() as interrupted,
         trackers(run.folder, config.trackers if main else (), run.images) as tracked,
         tqdm(total=end, initial=run.images, unit="image", file=sys.stderr, disable=not main) as bar,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from text2layer_core.autoencoder import BATCH_NORM_EPS, CaT2IAutoencoder, Head
 from text2layer_core.checkpoint import CLIP_L, Text2LayerModel, save_checkpoint, unet_config
 from text2layer_core.unet import build_unet
-from train.sd_weights import StableDiffusion, read_sd
+from train.sd_weights import StableDiffusion, read_sd, widen_unet
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -174,7 +174,7 @@ def start_head_as(head: Head, weight: Tensor, bias: Tensor) -> None:
 def unet_from_sd(
     narrow: UNet2DConditionModel, latent_channels: int
 ) -> tuple[UNet2DConditionModel, Origins]:
-    """SD's UNet itself where the latent has its channels; else widened as `train.tables.widen_unet` does.
+    """SD's UNet itself where the latent has its channels; else widened as `widen_unet` does.
 
     Returns:
         The UNet in its own dtype and eval mode, and where its tensors come from.
@@ -183,8 +183,6 @@ def unet_from_sd(
     config = unet_config(narrow)
     if latent_channels == config.in_channels:
         return narrow, origins
-    from train.tables import widen_unet
-
     with torch.device("meta"):
         wide = build_unet(replace(config, in_channels=latent_channels))
     # diffusers' own `to` warns at every dtype

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from text2layer_core.report import on_checkerboard
 from train.quality_samples import SampleFiles, read_labels, write_labels
+from train.samples import KNOWN_ABOVE
 
 VIEWS = ("image", "overlay", "foreground", "background")
 QUESTIONS = {
@@ -21,7 +22,6 @@ QUESTIONS = {
 }
 ACTIONS = ("start", "good", "bad", "skip", "undo", "back", "forward")
 _DARKER = 0.25
-_KNOWN_ABOVE = 0.1
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Session:
             return image * (_DARKER + (1 - _DARKER) * mask)
         own = self.samples.read(key, "foreground.png") is not None
         colour = self.samples.picture(key, "foreground.png") if own else image
-        return on_checkerboard(colour, torch.where(mask > _KNOWN_ABOVE, mask, 0))
+        return on_checkerboard(colour, torch.where(mask > KNOWN_ABOVE, mask, 0))
 
     def _check(self, index: int) -> None:
         if not 0 <= index < len(self.samples.keys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from text2layer_core.autoencoder import CaT2IAutoencoder, LatentDistribution
-from train.data import ArrayCache, DataConfig, Source, expand, fingerprint, sample_noise
+from train.data import ArrayCache, DataConfig, Source, expand, fingerprint, read_ahead, sample_noise
 from train.engine import Part, TrainingConfig
 from train.samples import epoch_rows
 
@@ -83,6 +84,11 @@ class LatentSource:
         if self._cache is None:
             return self._source.captions(part.start, part.count)
         return [self._captions[row] for row in self._rows(part)]
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begins to read the samples that will be encoded next."""
+        if self._cache is None:
+            read_ahead(self._source, indices)
 
     def measured_scale(self, device: torch.device, count: int = 512) -> float:
         """1 / standard deviation of the first samples' latents."""

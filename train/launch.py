@@ -176,6 +176,7 @@ def _dry_run(run: Run, config: C, rehearse: Callable[[C], Rehearsal] | None, ste
     for _ in range(steps):
         run.step()
     seconds = (time.perf_counter() - began) / steps
+    run.close()
     memory = peak_memory(run.accelerator.device) / 2**30
     lines.append(f"peak memory {memory:.2f} GiB, {seconds:.2f} s a step of {run.config.batch_size}, "
                  f"{run.config.batch_size / seconds:.1f} images/s on {run.accelerator.device}")

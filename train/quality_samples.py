@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import csv
-import io
-import os
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from text2layer_core.atomic import write_file
 from train.csv_files import open_csv
+from train.shards import Piece, decode_picture, folder_members, matching, tar_members
 
 NEEDED = ("image.png", "mask.png", "background.png")
 _MODES = {"image.png": "RGB", "background.png": "RGB", "foreground.png": "RGB", "mask.png": "L"}
 _LABELS = {"good": True, "1": True, "bad": False, "0": False}
-
-
-@dataclass(frozen=True)
-class _Span:
-    path: Path
-    offset: int
-    length: int
 
 
 class SampleFiles:
@@ -46,18 +34,18 @@ class SampleFiles:
         Raises:
             ValueError: there is no complete sample, a tar file cannot be read, or two hold one key.
         """
-        self._members: dict[str, dict[str, _Span]] = {}
+        self._members: dict[str, dict[str, Piece]] = {}
         root = Path(data).expanduser()
         if root.is_dir():
-            paths = sorted(path for path in root.rglob("*") if path.is_file())
+            for key, part, piece in folder_members(root):
+                if piece.path.endswith(".tar"):
+                    self._add_tar(Path(piece.path))
+                else:
+                    self._add(key, part, piece)
         else:
-            pattern = str(root.relative_to(root.anchor))
-            paths = sorted(Path(root.anchor).glob(pattern)) if pattern != "." else []
-        for path in paths:
-            if path.suffix == ".tar":
-                self._add_tar(path)
-            elif root.is_dir():
-                self._add(PurePosixPath(path.relative_to(root).as_posix()), _Span(path, 0, path.stat().st_size))
+            for path in matching(str(data)):
+                if path.suffix == ".tar":
+                    self._add_tar(path)
         self.keys = sorted(key for key, parts in self._members.items() if parts.keys() >= set(NEEDED))
         if not self.keys:
             raise ValueError(f"data must hold samples with {', '.join(NEEDED)}, found none in {data}")
@@ -68,13 +56,11 @@ class SampleFiles:
         Raises:
             ValueError: it cannot be read any more.
         """
-        span = self._members.get(key, {}).get(part)
-        if span is None:
+        piece = self._members.get(key, {}).get(part)
+        if piece is None:
             return None
         try:
-            with span.path.open("rb") as file:
-                file.seek(span.offset)
-                return file.read(span.length)
+            return piece.read()
         except OSError as error:
             raise ValueError(f"sample {key} must hold a readable {part}, got {error}") from error
 
@@ -88,29 +74,24 @@ class SampleFiles:
         if data is None:
             raise ValueError(f"sample {key} must hold {part}, found none")
         try:
-            image = Image.open(io.BytesIO(data)).convert(_MODES[part])
-        except (OSError, Image.DecompressionBombError) as error:
+            return decode_picture(data, _MODES[part])
+        except ValueError as error:
             raise ValueError(f"sample {key} must hold a readable {part}, got {error}") from error
-        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
-        return pixels.view(1, image.height, image.width, -1).permute(0, 3, 1, 2)
 
     def _add_tar(self, path: Path) -> None:
         before = set(self._members)
         try:
-            with tarfile.open(path, "r:") as tar:
-                members = [member for member in tar if member.isfile()]
+            for key, part, piece in tar_members(path):
+                name = key.removeprefix("./")
+                if name in before:
+                    raise ValueError(f"every key must be in one shard, got {name}.{part} again in {path}")
+                self._add(key, part, piece)
         except tarfile.TarError as error:
             raise ValueError(f"a shard must be an uncompressed tar file, got {path}: {error}") from error
-        for member in members:
-            name = PurePosixPath(member.name)
-            if str(name.parent / name.name.partition(".")[0]) in before:
-                raise ValueError(f"every key must be in one shard, got {member.name} again in {path}")
-            self._add(name, _Span(path, member.offset_data, member.size))
 
-    def _add(self, name: PurePosixPath, span: _Span) -> None:
-        stem, _, part = name.name.partition(".")
-        if stem and part:
-            self._members.setdefault(str(name.parent / stem), {})[part] = span
+    def _add(self, key: str, part: str, piece: Piece) -> None:
+        if part and not key.endswith("/"):
+            self._members.setdefault(key.removeprefix("./"), {})[part] = piece
 
 
 def read_labels(path: Path) -> dict[str, bool]:
@@ -143,14 +124,12 @@ def read_labels(path: Path) -> dict[str, bool]:
 
 
 def write_labels(path: Path, labels: Mapping[str, bool]) -> None:
-    """Writes `key,label` with good and bad, atomically and onto the disk: not even a power cut leaves half a file."""
+    """Writes `key,label` with good and bad; not even a power cut leaves half a file."""
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["key", "label"])
             rows.writerows([key, "good" if good else "bad"] for key, good in labels.items())
-            file.flush()
-            os.fsync(file.fileno())
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, write)

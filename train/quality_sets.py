@@ -23,6 +23,7 @@ from train.baselines import UnfilteredSource
 from train.data import ArrayCache, DataConfig, Source, expand, fingerprint, open_source
 from train.quality_labels import QualityCriteria, inpainting_defects, mask_defects
 from train.quality_samples import SampleFiles, read_labels
+from train.samples import KNOWN_ABOVE
 from train.synthesis.config import InpainterConfig, SaliencyConfig
 from train.synthesis.inpainting import Inpainter, open_inpainter
 from train.synthesis.saliency import Saliency, open_saliency
@@ -66,7 +67,7 @@ class TruthConfig:
     share: float = 0.5
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
     inpainting: InpainterConfig = field(default_factory=InpainterConfig)
-    threshold: float = 0.1
+    threshold: float = KNOWN_ABOVE
     dilation: int = 2
     criteria: QualityCriteria = field(default_factory=QualityCriteria)
 

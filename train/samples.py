@@ -10,6 +10,8 @@ from torch import Tensor
 
 from text2layer_core.layers import TwoLayerImage
 
+KNOWN_ABOVE = 0.1  # the paper's F is the picture's colour where m > 0.1
+
 
 @dataclass(frozen=True)
 class LayeredBatch:

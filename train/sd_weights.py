@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from text2layer_core.autoencoder import AutoencoderConfig
 from text2layer_core.checkpoint import CheckpointError, check_is_safetensors, check_keys, one_line
@@ -69,6 +69,22 @@ def read_sd(path: Path, dtype: torch.dtype = torch.float32, *, unet: bool = True
         raise CheckpointError("Stable Diffusion must be a diffusers folder or a .safetensors file, found "
                               f"neither at {path}")
     return _read_file(path, dtype, unet=unet)
+
+
+@torch.no_grad()
+def widen_unet(wide: nn.Module, narrow: nn.Module) -> None:
+    """Copies a UNet into one with several times its latent channels, as the paper widens SD v1's at both ends.
+
+    The paper is silent about how: here every part of the wide latent enters through the narrow weights, divided by the
+    number of parts, and leaves through them.
+    """
+    state = dict(narrow.state_dict())
+    shapes = {key: tensor.shape for key, tensor in wide.state_dict().items()}
+    parts = shapes["conv_in.weight"][1] // state["conv_in.weight"].shape[1]
+    state["conv_in.weight"] = state["conv_in.weight"].repeat(1, parts, 1, 1) / parts
+    for key in ("conv_out.weight", "conv_out.bias"):
+        state[key] = state[key].repeat(parts, *[1] * (state[key].ndim - 1))
+    wide.load_state_dict(state)
 
 
 def _read_folder(path: Path, dtype: torch.dtype, *, unet: bool) -> StableDiffusion:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
 
 from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
 from text2layer_core.checkpoint import bundled_model_path
@@ -43,6 +42,7 @@ from train.filtered import FilteredSource, FilterFiles, load_filters
 from train.icons.source import IconSource
 from train.judge import Drawing, Drawn, IconJudge, check_words, draw, intervals
 from train.pictures import save_grid
+from train.sd_weights import widen_unet
 from train.table_records import read_records, stored, text_digest, write_records
 from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig, LossConfig
 from train.train_diffusion import DiffusionTask, DiffusionTrainingConfig, LatentSource, TextConfig, make_text_encoder
@@ -317,22 +317,6 @@ class _SystemTask(DiffusionTask):
 
     def export(self, path: Path, images: int) -> None:
         """Nothing: no tool loads a baseline."""
-
-
-@torch.no_grad()
-def widen_unet(wide: nn.Module, narrow: nn.Module) -> None:
-    """Copies a UNet into one with several times its latent channels, as the paper widens SD v1's at both ends.
-
-    The paper is silent about how: here every part of the wide latent enters through the narrow weights, divided by the
-    number of parts, and leaves through them.
-    """
-    state = dict(narrow.state_dict())
-    shapes = {key: tensor.shape for key, tensor in wide.state_dict().items()}
-    parts = shapes["conv_in.weight"][1] // state["conv_in.weight"].shape[1]
-    state["conv_in.weight"] = state["conv_in.weight"].repeat(1, parts, 1, 1) / parts
-    for key in ("conv_out.weight", "conv_out.bias"):
-        state[key] = state[key].repeat(parts, *[1] * (state[key].ndim - 1))
-    wide.load_state_dict(state)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,16 @@ from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_ch
 from text2layer_core.compositing import blend
 from text2layer_core.schedule import ScheduleConfig
 from train.alignment import AlignLatents, LatentReference, open_reference
-from train.data import CachedSource, DataConfig, Source, expand, held_out_source, open_source, sample_noise
+from train.data import (
+    CachedSource,
+    DataConfig,
+    Source,
+    expand,
+    held_out_source,
+    open_source,
+    read_ahead,
+    sample_noise,
+)
 from train.engine import Objective, Part, TrainingConfig
 from train.estimate import Rehearsal
 from train.launch import launch
@@ -78,7 +87,9 @@ class AutoencoderTrainingConfig:
             latents, at a level for each sample between 0 and this. A UNet's latents are never exact: a decoder that
             has seen such ones leaves less of the thing in the background. 0 is the paper's.
         frozen_batch_norm: the heads' BatchNorm stays in eval mode, with the running statistics it has: for small
-            batches, and so that several processes compute what one does. On several GPUs it is SyncBatchNorm otherwise.
+            batches, and so that several processes compute what one does. For that, losses.adversarial must be 0 too:
+            each process weighs the adversarial term by its own samples, and on CPUs the discriminator's BatchNorm is
+            of those alone. On several GPUs BatchNorm is SyncBatchNorm wherever it trains.
         align_latents: keeps z near a flat model's latents of the composed picture; None is the paper's.
     """
 
@@ -260,6 +271,10 @@ class AutoencoderTask:
     def batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
         """Samples and their latent noise."""
         return draw_batch(self._config, self._source, part, device)
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begins to read the samples of the next step."""
+        read_ahead(self._source, indices)
 
     def validation_batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
         """Held-out samples, without the adversarial term, which needs gradients."""

@@ -194,6 +194,10 @@ class DiffusionTask:
         """Latents, noise, timesteps and tokens of some samples, all fixed by their index."""
         return self._batch(self._latents, part, device)
 
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begins to read the samples that the next step will encode."""
+        self._latents.read_ahead(indices)
+
     def validation_batch(self, part: Part, device: torch.device) -> DiffusionBatch:
         """The same of held-out samples."""
         if self._held_out is None:

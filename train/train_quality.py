@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from text2layer_core.atomic import write_file
+from text2layer_core.atomic import write_text
 from text2layer_core.quality import (
     QualityConfig,
     QualityFilter,
@@ -164,7 +164,7 @@ class QualityTask:
         save_quality_filter(path, self.filter)
         draw_roc(path.with_name("roc.png"), scores, labels, threshold, f"{config.kind} filter, {images} images")
         text = json.dumps(self.report, indent=2) + "\n"
-        write_file(path.with_name("report.json"), lambda temporary: _write(temporary, text))
+        write_text(path.with_name("report.json"), text)
 
     def load_weights(self, path: Path) -> int:
         """Another filter's weights, of the same kind and size."""
@@ -197,10 +197,6 @@ def _network(config: QualityTrainingConfig) -> QualityFilter:
     return pretrained_quality_filter(
         config.kind, expand(config.pretrained), image_size=config.network.image_size
     )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -103,6 +103,10 @@ class TextTask:
         ids = self.model.text_encoder.tokenize(self._latents.captions(part))
         return self._latents.draw(part, device)[0], ids.to(device)
 
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begins to read the samples that the next step will encode."""
+        self._latents.read_ahead(indices)
+
     def sheet(self, path: Path, images: int, device: torch.device) -> None:
         """There is nothing to draw."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from text2layer_core.atomic import write_file, write_files
+from text2layer_core.atomic import write_bytes, write_file, write_files
 
 NAMES = ["a", "b", "c"]
 
@@ -129,6 +130,26 @@ def test_a_long_name(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 255)
     write_file(path, lambda temporary: temporary.write_text("new", "utf-8") and None)
     assert contents(tmp_path) == {path.name: "new"}
+
+
+def test_content_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the folder after it: the order in which a power cut leaves the old file or the new one."""
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        events.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def renamed(source: str, target: str) -> None:
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_bytes(tmp_path / "a", b"new")
+    assert events == ["file", "rename", "folder"]
+    assert contents(tmp_path) == {"a": "new"}
 
 
 @pytest.fixture(autouse=True)

@@ -41,6 +41,18 @@ def test_array_cache_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_array_cache_has_rows_on_the_disk_before_it_counts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = filled(tmp_path, 3)
+    counted: list[int] = []
+    monkeypatch.setattr(np.memmap, "flush", lambda _: counted.append(
+        json.loads((tmp_path / "state.json").read_text())["filled"]))
+    cache.store(block(3, 2))
+    assert counted == [3, 3]
+    assert json.loads((tmp_path / "state.json").read_text())["filled"] == 5
+
+
 @pytest.mark.parametrize("state", ["", '{"key": ["a", 8], "fil', "[]", "{}", '{"key": ["a", 8], "filled": null}'])
 def test_array_cache_starts_afresh_from_an_unreadable_state(tmp_path: Path, state: str) -> None:
     filled(tmp_path, 3)

@@ -216,7 +216,7 @@ def test_states_are_pruned_and_replaced(tmp_path: Path) -> None:
         run.step()
         run.save()
     assert names(states) == ["0000000012.pt", "0000000016.pt"]
-    (states / "0000000020.tmp").write_text("left by a killed process")
+    (states / ".text2layer-0.tmp").write_text("left by a killed process")
     (states / "best.pt").write_text("kept by the user")
     # Going back to 12 images makes those of 16 a future that did not happen.
     back, _ = make(tmp_path)
@@ -317,6 +317,21 @@ def test_fit_logs_saves_and_draws(tmp_path: Path) -> None:
     assert header == "images,gradient,loss,error,other.gradient,other.loss,other.error"
     assert [int(line.split(",")[0]) for line in lines] == list(range(4, 44, 4))
     assert float(lines[-1].split(",")[2]) < float(lines[0].split(",")[2])
+
+
+def test_a_task_is_told_what_the_next_step_reads(tmp_path: Path) -> None:
+    class Reading(LineTask):
+        def read_ahead(self, indices: Sequence[int]) -> None:
+            told.append((len(self.seen), list(indices)))
+
+    told: list[tuple[int, list[int]]] = []
+    task = Reading()
+    run = Run(tmp_path, replace(CONFIG, accumulation=2), Accelerator(cpu=True), task)
+    fit(run, until=12)
+    assert told == [(4, [4, 5, 6, 7]), (8, [8, 9, 10, 11]), (12, [12, 13, 14, 15]), (12, [])]
+    fit(run)
+    assert told[-2:] == [(40, []), (40, [])]
+    assert task.seen == list(range(40))
 
 
 def test_fit_of_a_finished_run_trains_no_further(tmp_path: Path) -> None:

@@ -59,10 +59,11 @@ def test_days_by_hand() -> None:
     """256 operations an image at a hundredth of 312 TFLOP/s."""
     found = replace(estimate(rehearse_product, TRAINING, 2), operations=256e12)
     config = replace(TRAINING, images=86_400, precision="bf16")
-    _, operations, days, note = report(found, config, "2xA100", utilisation=0.5, seen=43_200, notes=["left out"])
+    _, operations, days, fsdp, note = report(found, config, "2xA100", utilisation=0.5, seen=43_200, notes=["left out"])
     assert operations.startswith("256.000 TFLOP an image")
     assert found.days(GPUS["A100"], 2, 43_200, 0.5, "bf16") == pytest.approx(256 * 43_200 / (2 * 312 * 0.5) / 86_400)
     assert days.startswith("0.4 days for 43,200 images on 2 A100 at 50% of 312 TFLOP/s")
+    assert fsdp.startswith("FSDP (fsdp.yaml) is not counted")
     assert note == "left out"
 
 
@@ -95,7 +96,7 @@ def test_checkpointing_takes_less_memory_and_more_operations() -> None:
 
 @pytest.mark.parametrize("gpus", ["8", "0xA100", "8xABACUS", "8 x A100"])
 def test_gpus_must_be_known(gpus: str) -> None:
-    with pytest.raises(ValueError, match=f"^--gpus must be like 8xA100, of V100, .*, got {gpus}$"):
+    with pytest.raises(ValueError, match=f"^--gpus must be like 8xA100, of A10G, .*, got {gpus}$"):
         parse_gpus(gpus)
     assert parse_gpus("8xh100") == (8, "H100")
 

@@ -21,10 +21,10 @@ from tests.train.test_train_diffusion import save_clip
 from text2layer_core.autoencoder import AUTOENCODER_PRESETS, Head
 from text2layer_core.checkpoint import CLIP_L, load_checkpoint, read_header
 from text2layer_core.schedule import ScheduleConfig
-from text2layer_core.unet import UNET_PRESETS, build_unet
+from text2layer_core.unet import UNET_PRESETS, UNetConfig, build_unet
 from train import train_autoencoder, train_diffusion
 from train.init_from_sd import autoencoder_from_sd, cat2i_from_sd, main, start_head_as
-from train.sd_weights import read_sd
+from train.sd_weights import read_sd, widen_unet
 
 Saved = tuple[Path, AutoencoderKL, UNet2DConditionModel]
 
@@ -115,6 +115,20 @@ def test_a_widened_unet_answers_as_the_narrow_one(tmp_path: Path) -> None:
     found = model.unet(latents.repeat(1, 2, 1, 1), 10, text).sample
     torch.testing.assert_close(found, expected.repeat(1, 2, 1, 1), atol=1e-4, rtol=1e-4)
     assert report["unet"]["names"]["widened"] == ["conv_in.weight", "conv_out.weight", "conv_out.bias"]
+
+
+@torch.no_grad()
+def test_a_widened_unet_starts_as_the_narrow_one() -> None:
+    """Three times the same latent in gives three times the narrow network's answer."""
+    torch.manual_seed(0)
+    config = {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_levels": (False, True),
+              "num_heads": 2, "cross_attention_dim": 32}
+    narrow, wide = (build_unet(UNetConfig(in_channels=channels, **config)).eval() for channels in (4, 12))
+    widen_unet(wide, narrow)
+    latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 32)
+    expected = narrow(latents, 10, text, return_dict=False)[0]
+    found = wide(latents.repeat(1, 3, 1, 1), 10, text, return_dict=False)[0]
+    torch.testing.assert_close(found, expected.repeat(1, 3, 1, 1), atol=1e-4, rtol=1e-4)
 
 
 def without(path: Path, prefix: str, extra: dict[str, Any]) -> Path:

@@ -37,6 +37,13 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         write_shard(tmp_path / name, random_stacks(1), ["a"])
     with pytest.raises(ValueError, match=r"every key must be in one shard, got a\..*again in .*two\.tar"):
         SampleFiles(tmp_path)
+    (tmp_path / "two.tar").unlink()
+    write_shard(tmp_path / "torn.tar", random_stacks(2), ["b", "c"])
+    torn = (tmp_path / "torn.tar").read_bytes()
+    (tmp_path / "torn.tar").write_bytes(torn[: torn.index(b"c.image.png") + 50])
+    with pytest.raises(ValueError, match=r"must be an uncompressed tar file, got .*torn\.tar: unexpected end of data"):
+        SampleFiles(tmp_path)
+    (tmp_path / "torn.tar").unlink()
     (tmp_path / "two.tar").write_bytes(b"no")
     with pytest.raises(ValueError, match="must be an uncompressed tar file"):
         SampleFiles(tmp_path)

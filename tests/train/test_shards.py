@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from train import shards
 from train.samples import epoch_rows
-from train.shards import ShardsConfig, ShardSource
+from train.shards import Piece, ShardsConfig, ShardSource
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -153,3 +156,93 @@ def test_says_which_shard_is_wrong(tmp_path: Path, config: ShardsConfig) -> None
     write(tmp_path / "latin.tar", {"7": {**sample(7), "txt": b"caf\xe9"}})
     with pytest.raises(ValueError, match=r"sample ./7 of .*latin.tar must hold a txt in UTF-8, got .* byte 0xe9"):
         ShardSource(ShardsConfig(files=str(tmp_path / "latin.tar")), 8, 0).captions(0, 1)
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("shards")]
+
+
+def test_reading_ahead_changes_nothing(config: ShardsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same samples, decoded once, in the background, and no thread stays; what was not asked for is given up."""
+    expected = ShardSource(config, 8, seed=4).batch(2, 6)
+    decoded: list[threading.Thread] = []
+    true = shards.decode_picture
+
+    def noted(data: bytes, mode: str) -> torch.Tensor:
+        decoded.append(threading.current_thread())
+        return true(data, mode)
+
+    monkeypatch.setattr(shards, "decode_picture", noted)
+    source = ShardSource(config, 8, seed=4)
+    source.read_ahead([0, 1])
+    source.read_ahead(range(3, 8))
+    for thread in readers():
+        thread.join()
+    begun = len(decoded)
+    assert 3 * 5 <= begun <= 3 * 7  # three pictures a sample; the first two may have been decoded by then
+    captions, batch = source.captions(2, 6), source.batch(2, 6)
+    assert captions == batch.captions == expected.captions
+    assert torch.equal(batch.stack, expected.stack)
+    assert len(decoded) == begun + 3
+    assert threading.main_thread() not in decoded
+    assert torch.equal(source.batch(2, 6).stack, expected.stack)
+    for thread in readers():
+        thread.join(10)
+    assert not readers()
+
+
+def test_a_broken_sample_that_was_read_ahead(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", {"1": sample(1), "7": {**sample(7), "mask.png": b"no picture"}})
+    source = ShardSource(ShardsConfig(files=str(tmp_path / "a.tar")), 8, 0)
+    source.read_ahead(range(2))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^sample ./7 of .*a.tar must hold readable pictures, got [^\n]*$"):
+            source.batch(0, 2)
+
+
+def test_an_index_is_small_and_kept(
+    config: ShardsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offset and length of four parts in four bytes each; the headers of a shard are read once until it changes."""
+    folder = tmp_path / "index"
+    monkeypatch.setattr(shards, "INDEX_FOLDER", folder)
+    read: list[str] = []
+    true = shards.tar_members
+
+    def noted(path: Path) -> Iterator[tuple[str, str, Piece]]:
+        read.append(path.name)
+        return true(path)
+
+    monkeypatch.setattr(shards, "tar_members", noted)
+    expected = ShardSource(config, 8, seed=4).batch(0, 5)
+    assert read == ["train-0.tar", "train-1.tar"]
+    assert [file.stat().st_size for file in sorted(folder.iterdir(), key=lambda file: -file.stat().st_size)] == [
+        28 + 32 * 3, 28 + 32 * 2]
+    again = ShardSource(config, 8, seed=4)
+    assert [shard.spans.nbytes for shard in again._shards] == [32 * 3, 32 * 2]
+    assert torch.equal(again.batch(0, 5).stack, expected.stack)
+    assert len(read) == 2
+    write(tmp_path / "train-1.tar", {f"{i:04d}": sample(i) for i in range(5, 9)})
+    assert sorted(ShardSource(config, 8, seed=4).captions(0, 7)) == [f"thing {i}" for i in (0, 1, 2, 5, 6, 7, 8)]
+    assert read[2:] == ["train-1.tar"]
+    assert len(ShardSource(config, 8, seed=4)) == 7
+    assert len(read) == 3
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-32], lambda data: data[:-1] + b"\xff"])
+def test_a_broken_index_is_made_anew(
+    config: ShardsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "index")
+    expected = ShardSource(config, 8, seed=4).batch(0, 5)
+    before = {file: file.read_bytes() for file in (tmp_path / "index").iterdir()}
+    for file, data in before.items():
+        file.write_bytes(damage(data))
+    assert torch.equal(ShardSource(config, 8, seed=4).batch(0, 5).stack, expected.stack)
+    assert {file: file.read_bytes() for file in (tmp_path / "index").iterdir()} == before
+
+
+def test_nowhere_to_keep_the_index(config: ShardsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "train-0.tar" / "index")
+    assert len(ShardSource(config, 8, seed=4)) == 5

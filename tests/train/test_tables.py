@@ -16,14 +16,13 @@ from tests.train.evaluators import PLACES, make_evaluator
 from tests.train.test_check import make_model
 from text2layer_core.checkpoint import save_checkpoint
 from text2layer_core.quality import QualityConfig, QualityFilter, save_quality_filter
-from text2layer_core.unet import UNetConfig, build_unet
 from train import table_records, tables
 from train.config import load_config, parse
 from train.evaluator import save_evaluator
 from train.icons.sprites import SpriteCache
 from train.judge import Interval
 from train.table_records import read_records
-from train.tables import SYSTEMS, TablesConfig, main, widen_unet
+from train.tables import SYSTEMS, TablesConfig, main
 from train.write_tables import CLAIMS, claim_verdict, write_tables
 
 
@@ -177,20 +176,6 @@ def test_the_folder_of_the_page_is_made_before_training(
     assert main([*command, "--out", str(tmp_path / "new" / "tables.md")]) == 130
     assert capsys.readouterr().err == "stopped; the same command goes on from there\n"
     assert (tmp_path / "new").is_dir()
-
-
-@torch.no_grad()
-def test_a_widened_unet_starts_as_the_narrow_one() -> None:
-    """Three times the same latent in gives three times the narrow network's answer."""
-    torch.manual_seed(0)
-    config = {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_levels": (False, True),
-              "num_heads": 2, "cross_attention_dim": 32}
-    narrow, wide = (build_unet(UNetConfig(in_channels=channels, **config)).eval() for channels in (4, 12))
-    widen_unet(wide, narrow)
-    latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 32)
-    expected = narrow(latents, 10, text, return_dict=False)[0]
-    found = wide(latents.repeat(1, 3, 1, 1), 10, text, return_dict=False)[0]
-    torch.testing.assert_close(found, expected.repeat(1, 3, 1, 1), atol=1e-4, rtol=1e-4)
 
 
 def interval(value: float, half: float) -> dict[str, float]:

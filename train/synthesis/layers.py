@@ -12,12 +12,12 @@ from torch import Tensor
 from text2layer_core.compositing import pad_foreground
 from text2layer_core.decompose import InpaintCrop, InpaintOptions, prepare_inpaint
 from text2layer_core.masks import connected_components, grow_mask
+from train.samples import KNOWN_ABOVE
 from train.synthesis.config import SIDE_OF_SIZES
 
 if TYPE_CHECKING:
     from train.synthesis.config import FiltersConfig, LayersConfig
 
-KNOWN_ABOVE = 0.1  # the paper's F is I where m > 0.1
 AREA_THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # of the paper's area histograms
 LEAST_COMPONENT = 100  # pixels, as the paper counts
 LEAST_GROUND = 0.01  # of the picture: an inpainter goes on with what it sees around the hole

@@ -6,12 +6,13 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from text2layer_core.atomic import write_text
 from train.synthesis.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -22,43 +23,6 @@ FORMAT = 1
 _PACKAGES = ("torch", "ray", "webdataset", "pillow", "numpy", "opencv-python-headless", "rembg", "onnxruntime",
              "transformers", "diffusers")
 _COUNTS = ("refused", "converted", "dropped")
-
-
-def write_durably(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut.
-
-    Args:
-        path: of the file.
-        content: its bytes, or what writes them.
-
-    Raises:
-        OSError: it cannot be written; nothing is left of it.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                content(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in it durable, where the system has that."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Output:
@@ -96,7 +60,7 @@ class Output:
 
     def finish(self, entry: dict[str, Any]) -> None:
         """Notes that a shard is done; its tar is in place by now."""
-        write_durably(self._entries / f"{entry['shard']:06d}.json", json.dumps(entry).encode())
+        write_text(self._entries / f"{entry['shard']:06d}.json", json.dumps(entry))
         self.done[entry["shard"]] = _light(entry)
 
     def entries(self) -> Iterator[dict[str, Any]]:
@@ -118,7 +82,7 @@ class Output:
                        for entry in entries],
             "config": self._config, "versions": versions(),
         }
-        write_durably(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        write_text(self.folder / "manifest.json", json.dumps(manifest, indent=1))
         return manifest
 
     def statistics(self) -> dict[str, Statistics]:
@@ -141,7 +105,7 @@ class Output:
             if strangers := sorted(self.folder.glob("shard-*.tar")):  # `_tidy` would delete them
                 raise ValueError(f"output: {self.folder} must be new or hold an earlier run, found {strangers[0].name} "
                                  "without a config.json; take another folder")
-            write_durably(path, json.dumps(self._config, indent=1).encode())
+            write_text(path, json.dumps(self._config, indent=1))
             return
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = sorted(_differing(before, self._config, ""))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from text2layer_core.atomic import write_text
 from train.synthesis.layers import AREA_THRESHOLDS, LEAST_COMPONENT
-from train.synthesis.manifest import Output, write_durably
+from train.synthesis.manifest import Output
 from train.synthesis.statistics import BINS, PERCENTILES, SCORES, Statistics
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def write_report(output: Output, manifest: Mapping[str, Any], sheet: int) -> Non
         OSError: it cannot be written.
     """
     statistics = output.statistics()
-    page = _page(manifest, statistics, _sheets(output, sheet)).encode()
-
-    write_durably(output.folder / "report.html", page)
+    write_text(output.folder / "report.html", _page(manifest, statistics, _sheets(output, sheet)))
 
 
 def _page(manifest: Mapping[str, Any], statistics: Mapping[str, Statistics], sheets: Mapping[str, list[str]]) -> str:

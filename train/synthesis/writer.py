@@ -7,9 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from train.synthesis.manifest import Output, write_durably
+from text2layer_core.atomic import write_file
+from train.synthesis.manifest import Output
 from train.synthesis.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class ShardWriter:
 
         path = self._output.shard_path(number)
         if shard.kept:
-            write_durably(path, lambda file: _write_tar(file, shard))
+            write_file(path, lambda file: _write_tar(file, shard))
         source = self._shards[number]
         self._output.finish({
             "shard": number, "source": source.name, "fingerprint": source.fingerprint(),
@@ -137,10 +138,10 @@ def _utf8(text: str) -> bytes:
     return text.encode(errors="replace")
 
 
-def _write_tar(file: BinaryIO, shard: _OpenShard) -> None:
+def _write_tar(path: Path, shard: _OpenShard) -> None:
     """In the input's order, without times and owners: the same samples give the same bytes."""
     webdataset: Any = import_module("webdataset")
-    with shard.spool.open("rb") as spool, webdataset.TarWriter(
+    with shard.spool.open("rb") as spool, path.open("wb") as file, webdataset.TarWriter(
             file, user=_OWNER, group=_OWNER, mtime=0, encoder=False) as tar:
         for index in sorted(shard.kept):
             kept = shard.kept[index]
