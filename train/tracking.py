@@ -71,17 +71,11 @@ def trackers(folder: Path, names: Sequence[str] | None, images: int) -> Generato
     Raises:
         ValueError: a package is not installed, or wandb does not start.
     """
-    from accelerate.tracking import TensorBoardTracker
-
     check_trackers(names)
     backends: list[Any] = []
     try:
         for name in chosen_trackers(names):
-            if name == "wandb":
-                backends.append(_started_wandb(folder, images))
-            else:
-                backends.append(TensorBoardTracker("tensorboard", folder, purge_step=images + 1))
-                backends[-1].start()
+            backends.append(_wandb(folder, images) if name == "wandb" else _tensorboard(folder, images))
         yield Tracked(backends)
     finally:
         for backend in backends:
@@ -94,8 +88,17 @@ def _installed(name: str) -> bool:
     return found is not None and found.origin is not None
 
 
-def _started_wandb(folder: Path, images: int) -> Any:  # noqa: ANN401 - accelerate's tracker
-    """The tracker; ValueError where wandb does not start (a wrong key, no network)."""
+def _tensorboard(folder: Path, images: int) -> Any:  # noqa: ANN401 - accelerate's tracker
+    """Started."""
+    from accelerate.tracking import TensorBoardTracker
+
+    tracker = TensorBoardTracker("tensorboard", folder, purge_step=images + 1)
+    tracker.start()
+    return tracker
+
+
+def _wandb(folder: Path, images: int) -> Any:  # noqa: ANN401 - accelerate's tracker
+    """Started; ValueError where wandb does not start (a wrong key, no network)."""
     from accelerate.tracking import WandBTracker
 
     wandb: Any = import_module("wandb")
