@@ -160,7 +160,8 @@ def make_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=256, help="their pixels a side, without --long (default: 256)")
     parser.add_argument("--seconds", type=float, default=0.2, help="a stand-in's sleep for an image (default: 0.2)")
     arguments = parser.parse_args(argv)
-    arguments.images = arguments.images or (100_000 if arguments.long else 2000)
+    if arguments.images is None:
+        arguments.images = 100_000 if arguments.long else 2000
     positive(parser, arguments, "images", "side")
     return arguments
 

@@ -1,7 +1,8 @@
-"""Ctrl-C everywhere, and the summary's lines on ComfyUI."""
+"""Ctrl-C everywhere, nothing for wandb, and the summary's lines on ComfyUI."""
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -10,6 +11,7 @@ from scripts.comfyui import missing_pythons
 from tests.host.comfyui import NO_HOST, find_hosts
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, which tests send
+os.environ["WANDB_MODE"] = "disabled"  # where it is installed, trainers use it
 VERSIONS = [host.version for host in find_hosts()]
 
 

@@ -30,7 +30,8 @@ class TrainingConfig:
         validation_samples: held-out samples of one figure, always the first ones.
         gradient_checkpointing: keep the inputs of blocks alone and compute what is inside anew going backwards.
         ema_device: where the EMA is kept, "model" beside the model or "cpu".
-        trackers: "tensorboard" (files in the run folder) and "wandb", beside log.csv.
+        trackers: "tensorboard" (files in the run folder) and "wandb", beside log.csv; None is TensorBoard, and wandb
+            where it is installed.
 
     Raises:
         ValueError: numbers out of range, all in one line.
@@ -54,7 +55,7 @@ class TrainingConfig:
     validation_samples: int = 256
     gradient_checkpointing: bool = False
     ema_device: Literal["model", "cpu"] = "model"
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] | None = None
 
     def __post_init__(self) -> None:
         """Collects every problem and raises once."""

@@ -18,6 +18,7 @@ from text2layer_core.layers import TwoLayerImage
 from text2layer_core.samples import two_layers_of_stack, write_sample
 from text2layer_core.stack import Layer, LayerStack
 from train.quality_samples import SampleFiles
+from train.shards import ShardsConfig, ShardSource
 
 STEP = 0.5 / 255 + 1e-6
 
@@ -87,6 +88,26 @@ def test_a_sample_there_and_back(tmp_path: Path) -> None:
         torch.testing.assert_close(samples.picture("fox_00001_", part), truth, atol=STEP, rtol=0)
     assert samples.read("fox_00001_", "txt") == b"a fox in the snow\n"
     assert json.loads(samples.read("fox_00001_", "json") or b"") == facts
+
+
+def test_the_trainers_read_what_is_written(tmp_path: Path) -> None:
+    """Folders of samples as a data source: captions, and layers to half a step of 8 bits.
+
+    Where the mask is at most 0.1 the trainers continue the foreground's colour themselves.
+    """
+    wanted: dict[str, TwoLayerImage] = {}
+    for seed, caption in enumerate(("a fox", "an owl", "a hat")):
+        wanted[caption] = TwoLayerImage.from_stack(random(1, 7, 8, 8, seed=seed))
+        write_sample(tmp_path / f"samples-{seed % 2}", f"sample_{seed:05d}_", wanted[caption], caption, facts={})
+    source = ShardSource(ShardsConfig(files=str(tmp_path / "samples-*")), size=8, seed=0)
+    assert len(source) == 3
+    batch = source.batch(0, 3)
+    assert sorted(batch.captions) == sorted(wanted)
+    for caption, found in zip(batch.captions, batch.stack.split(1), strict=True):
+        truth = wanted[caption]
+        torch.testing.assert_close(found[:, 3:], truth.stack()[:, 3:], atol=STEP, rtol=0)
+        known = (truth.mask > 0.1 + STEP).expand(-1, 3, -1, -1)
+        torch.testing.assert_close(found[:, :3][known], truth.foreground[known], atol=STEP, rtol=0)
 
 
 def test_the_picture_it_was_made_of(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.host.test_bad_values import refusal, still_works
 from tests.host.test_layers import build, pictures, stored_scene
 from text2layer_core.quality import QualityConfig, QualityFilter, save_quality_filter
 from train.quality_samples import SampleFiles
+from train.shards import ShardsConfig, ShardSource
 
 if TYPE_CHECKING:
     from headless.client import ComfyClient
@@ -88,7 +89,7 @@ def test_without_filters_all_is_kept(client: ComfyClient, scene: dict[str, str])
 
 
 def test_samples_are_written_and_read(server: Server, client: ComfyClient, scene: dict[str, str]) -> None:
-    """Twice the same: two samples of the known scene, as the trainers' reader gives them."""
+    """Twice the same: two samples of the known scene, as files and as the trainers read them."""
     foreground, background, mask = stored_scene()
     before = set((server.folder / "output").glob("samples/*"))
     for caption in ("an orange disc", "a disc again"):  # else the host would not run the same graph twice
@@ -108,6 +109,12 @@ def test_samples_are_written_and_read(server: Server, client: ComfyClient, scene
     torch.testing.assert_close(samples.picture(first, "image.png"), composed, atol=step, rtol=0)
     assert samples.read(second, "txt") == b"a disc again\n"
     assert json.loads(samples.read(first, "json") or b"")["mask_score"] == 0.25
+    source = ShardSource(ShardsConfig(files=str(server.folder / "output" / "samples")), size=min(SCENE), seed=0)
+    batch = source.batch(0, len(source))
+    left = (SCENE[0] - SCENE[1]) // 2  # the trainers cut the middle out
+    read = batch.stack[batch.captions.index("a disc again"), 3:]
+    written = torch.cat([background, mask], dim=1)[0, ..., left : left + SCENE[1]]
+    torch.testing.assert_close(read, written, atol=step, rtol=0)
 
 
 def test_the_score_decides(

@@ -32,7 +32,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("walk")
     write_shard(folder / "shard-000000.tar", random_stacks(8, 64), [f"{row:08d}" for row in range(8)])
     settings = {"data.shards.files": folder / "shard-000000.tar", "training.images": 32, "training.batch_size": 16,
-                "training.warmup_images": 16, "cached": 8}
+                "training.warmup_images": 16, "training.validation_images": 0, "cached": 8,
+                "data.shards.held_out": folder / "shard-000000.tar"}
     for main, name, more in (
         (train_autoencoder.main, "autoencoder", {}),
         (train_diffusion.main, "diffusion", {"autoencoder": folder / "autoencoder" / "model.safetensors"}),

@@ -44,6 +44,7 @@ def run(name: str, folder: Path, shapes: tuple[str, str], *arguments: str, **set
     small = {
         "run": folder / name, "training.batch_size": BATCH, "training.warmup_images": BATCH,
         "training.ema_half_life": BATCH, "training.save_images": 2 * BATCH, "training.sheet_images": 2 * BATCH,
+        "training.validation_images": BATCH, "training.validation_samples": BATCH,
         "data.shards.files": folder / "ll2i-e" / "shard-*[!0].tar",
         "data.shards.held_out": folder / "ll2i-e" / "shard-*0.tar", **settings,
     }
@@ -54,6 +55,12 @@ def run(name: str, folder: Path, shapes: tuple[str, str], *arguments: str, **set
     overrides = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
     assert trainer.main(["--config", str(CONFIGS / f"{name}.yaml"), *overrides, *arguments]) == 0
     return folder / name / "model.safetensors"
+
+
+def validated_at(model: Path) -> list[int]:
+    """The counts of images that have figures on the shard held out."""
+    rows = (model.parent / "validation.csv").read_text(encoding="utf-8").splitlines()[1:]
+    return [int(row.split(",")[0]) for row in rows]
 
 
 @pytest.mark.slow
@@ -67,6 +74,8 @@ def test_autoencoder_then_256_then_512(tmp_path: Path) -> None:
     first_path = run("cat2i_sd_256", tmp_path, TINY, autoencoder=autoencoder, **settings)
     second_path = run("cat2i_sd_512", tmp_path, TINY, "--init-from", str(first_path), autoencoder=autoencoder,
                       **{"data.size": 64, "training.images": 4 * BATCH})
+    assert validated_at(autoencoder) == validated_at(first_path) == [BATCH, 2 * BATCH]
+    assert validated_at(second_path) == [3 * BATCH, 4 * BATCH]
     first, second = load_checkpoint(first_path), load_checkpoint(second_path)
     assert (first.card["images"], first.card["resolution"]) == (2 * BATCH, 32)
     assert (second.card["images"], second.card["resolution"]) == (4 * BATCH, 64)
@@ -86,7 +95,7 @@ def test_autoencoder_then_256_then_512(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("shards")
 def test_from_stable_diffusions_weights(tmp_path: Path) -> None:
-    """The three commands of docs/training.md; the autoencoder is validated on the shard held out."""
+    """The three commands of docs/training.md."""
     torch.set_num_threads(1)
     save_clip(tmp_path / "clip")
     save_folder(tmp_path / "sd")
@@ -94,11 +103,9 @@ def test_from_stable_diffusions_weights(tmp_path: Path) -> None:
     assert init_from_sd.main(["--sd", str(tmp_path / "sd"), "--out", str(start), "--head-channels", "8"]) == 0
     settings = {"data.size": 32, "training.images": 2 * BATCH}
     autoencoder = run("cat2i_ae_256_from_sd", tmp_path, OF_SD, "--init-from", str(start), **settings, **{
-        "align_latents.autoencoder": tmp_path / "sd", "training.validation_images": BATCH,
-        "training.validation_samples": BATCH})
+        "align_latents.autoencoder": tmp_path / "sd"})
     path = run("cat2i_sd_256", tmp_path, OF_SD, "--init-from", str(start), autoencoder=autoencoder, **settings)
     model = load_checkpoint(path)
     assert model.card["images"] == 2 * BATCH
     assert model.schedule.latent_scale == pytest.approx(0.18215)
-    validated = (autoencoder.parent / "validation.csv").read_text(encoding="utf-8").splitlines()
-    assert len(validated) == 3  # names, and figures at 8 and 16 images
+    assert validated_at(autoencoder) == validated_at(path) == [BATCH, 2 * BATCH]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from tests.train.test_engine import CONFIG, LineTask
 from tests.train.test_train_autoencoder import values as autoencoder_values  # noqa: F401 - a fixture
@@ -22,7 +25,7 @@ from train import train_diffusion
 from train.config import parse
 from train.data import open_source
 from train.engine import Part, Run, fit
-from train.tracking import trackers
+from train.tracking import chosen_trackers, trackers
 from train.train_autoencoder import AutoencoderTrainingConfig
 from train.train_autoencoder import make_task as make_autoencoder_task
 from train.train_diffusion import DiffusionTrainingConfig
@@ -33,6 +36,14 @@ KINDS: dict[str, tuple[type[Any], Callable[[Any, torch.device], Any]]] = {
     "autoencoder": (AutoencoderTrainingConfig, make_autoencoder_task),
     "diffusion": (DiffusionTrainingConfig, make_diffusion_task),
 }
+
+
+
+class HeldOutTask(LineTask):
+    """With a held-out split, the same numbers."""
+
+    def validation_batch(self, part: Part, device: torch.device) -> Any:
+        return self.batch(part, device)
 
 
 @pytest.fixture(autouse=True)
@@ -138,24 +149,116 @@ def test_tensorboard_has_losses_sheets_and_figures(kind: tuple[Any, Callable[...
         assert shown == [(count, pytest.approx(value, rel=1e-4)) for count, value in rows]
 
 
+class FakeWandb(ModuleType):
+    """What is called of wandb, under the names and options of wandb 0.31."""
+
+    Error = RuntimeError
+
+    def __init__(self, mode: str = "online", logged_in: bool = False) -> None:
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None, origin="wandb/__init__.py")
+        self.calls: list[dict[str, Any]] = []
+        self._mode, self._logged_in = mode, logged_in
+
+    def setup(self) -> Any:
+        return SimpleNamespace(settings=SimpleNamespace(mode=self._mode))
+
+    def login(self, prompt: bool = True, verify: bool = True) -> bool:
+        assert (prompt, verify) == (False, False), "it would ask, or go online"
+        return self._logged_in
+
+    def init(self, **options: Any) -> Any:
+        self.calls.append(options)
+        return SimpleNamespace(finish=lambda: None)
+
+
 def test_wandb_goes_on_with_the_run_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its id, which `wandb.init` resumes by; training that begins anew is another run."""
-    calls: list[dict[str, Any]] = []
-    module = ModuleType("wandb")
-    module.__spec__ = ModuleSpec("wandb", None)
-    module.init = lambda **options: (calls.append(options), SimpleNamespace(finish=lambda: None))[1]  # type: ignore[attr-defined]
+    module = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", module)
     Accelerator(cpu=True)
     for images in (0, 40, 80, 0):
         with trackers(tmp_path, ["wandb"], images):
             pass
-    first, second, third, anew = (call["id"] for call in calls)
+    first, second, third, anew = (call["id"] for call in module.calls)
     assert first == second == third != anew
-    assert {call["resume"] for call in calls} == {"allow"}
+    assert {call["resume"] for call in module.calls} == {"allow"}
+
+
+@pytest.mark.parametrize(("mode", "logged_in", "given"), [
+    ("online", False, "offline"), ("online", True, None), ("offline", False, None), ("disabled", False, None)])
+def test_wandb_without_a_login_stays_offline(
+    mode: str, logged_in: bool, given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it is as WANDB_MODE and the like say."""
+    module = FakeWandb(mode, logged_in)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    Accelerator(cpu=True)
+    with trackers(tmp_path, ["wandb"], 0):
+        pass
+    assert [call["mode"] for call in module.calls] == [given]
+
+
+def test_wandb_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = FakeWandb()
+    monkeypatch.setattr(module, "init", lambda **_: (_ for _ in ()).throw(RuntimeError("no\nnetwork")), raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    Accelerator(cpu=True)
+    with (pytest.raises(ValueError, match=r"^wandb must start, got no network; WANDB_MODE=offline keeps it on this "),
+          trackers(tmp_path, None, 0)):
+        pass
+
+
+@pytest.fixture
+def wandb_without_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The real package; it reads the environment once."""
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("wandb_without_login")
+def test_wandb_gets_losses_sheets_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Offline, since nobody is logged in: the summary that it prints at the end, and its pictures."""
+    run = Run(tmp_path / "run", replace(CONFIG, validation_images=20, validation_samples=4), Accelerator(cpu=True),
+              HeldOutTask())
+    fit(run, log_every=0.0)
+    printed = capsys.readouterr().err.rpartition("Run summary:")[2]
+    summary = {name: float(value) for name, value in re.findall(r"([\w/.]+) (-?[\d.]+)$", printed, flags=re.MULTILINE)}
+    for file, group in (("log", "train"), ("validation", "validation")):
+        header, *_, last = (run.folder / f"{file}.csv").read_text().splitlines()
+        for name, value in zip(header.split(",")[1:], last.split(",")[1:], strict=True):
+            assert summary[f"{group}/{name}"] == pytest.approx(float(value), rel=1e-3)
+    (folder,) = (run.folder / "wandb").glob("offline-run-*")
+    shown = {path.name.split("_")[1]: path for path in (folder / "files" / "media" / "images").glob("sheet_*.png")}
+    assert sorted(shown) == ["20", "40"]
+    for images, path in shown.items():
+        drawn = Image.open(run.folder / "sheets" / f"{int(images):010d}.png").convert("RGB")
+        assert np.array_equal(np.asarray(Image.open(path).convert("RGB")), np.asarray(drawn))
+
+
+@pytest.mark.parametrize(("found", "chosen"), [
+    (None, ["tensorboard"]),
+    (ModuleSpec("wandb", None), ["tensorboard"]),  # a folder of that name
+    (ModuleSpec("wandb", None, origin="wandb/__init__.py"), ["tensorboard", "wandb"]),
+])
+def test_wandb_is_used_where_it_is_installed(
+    found: ModuleSpec | None, chosen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the config names its trackers."""
+    monkeypatch.setattr("train.tracking.find_spec", lambda name: found)
+    assert chosen_trackers(CONFIG.trackers) == chosen
+    assert chosen_trackers(()) == []
+    assert chosen_trackers(("tensorboard",)) == ["tensorboard"]
 
 
 def test_a_tracker_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.tracking.find_spec", lambda name: None if name == "wandb" else object())
+    there = ModuleSpec("tensorboard", None, origin="tensorboard/__init__.py")
+    monkeypatch.setattr("train.tracking.find_spec", lambda name: None if name == "wandb" else there)
     config = replace(CONFIG, trackers=("tensorboard", "wandb"))
     with pytest.raises(ValueError, match=r"^training: trackers must be installed \(pip install wandb\), or leave "):
         Run(tmp_path, config, Accelerator(cpu=True), LineTask())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common, decode, layers_compose, nodes, refine, sampling, speed, training
+from benchmarks import common, decode, layers_compose, nodes, refine, sampling, speed, synthesis, training
 from benchmarks.sd_step import main
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_a_smaller_step_runs(arguments: list[str], capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     "measure",
     [sampling.main, decode.main, speed.main, training.main, refine.main, layers_compose.main, nodes.main,
-     lambda options: main(["unet", *options])],
+     synthesis.main, lambda options: main(["unet", *options])],
 )
 def test_a_busy_machine_is_refused(
     measure: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

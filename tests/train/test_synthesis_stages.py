@@ -19,6 +19,8 @@ from PIL import Image
 from tests.core.clip import tiny_clip
 from text2layer_core.distribution import clip_score
 from text2layer_core.foreground import estimate_foreground
+from text2layer_core.layers import TwoLayerImage
+from text2layer_core.samples import write_sample
 from train.synthesis import stages
 from train.synthesis.config import (
     FiltersConfig,
@@ -190,6 +192,19 @@ def test_layered_samples_are_taken_as_they_are(
     Image.fromarray(np.tile(layers["mask"], 2)).save(folder / "k.mask.png")
     (sample,) = run(replace(config, input=InputConfig(kind="layered", path=str(folder))))
     assert sample.refused == "sizes_differ"
+
+
+def test_samples_of_write_sample_are_an_input(config: SynthesisConfig, tmp_path: Path) -> None:
+    """As Write Sample leaves them, in a folder of the folder that is named: each file comes out as it went in."""
+    folder, key = tmp_path / "made" / "samples", "disc_00001_"
+    generator = torch.Generator().manual_seed(5)
+    layers = TwoLayerImage(*(torch.rand(1, channels, SIZE, SIZE, generator=generator) for channels in (3, 3, 1)))
+    write_sample(folder, key, layers, "a disc", facts={"made_by": "Text2LayerWriteSample"})
+    (sample,) = run(replace(config, input=InputConfig(kind="layered", path=str(folder.parent))))
+    assert (sample.name, sample.refused, sample.dropped) == (f"samples/{key}", "", "")
+    assert (sample.caption, sample.facts["source"]["record"]) == ("a disc", {"made_by": "Text2LayerWriteSample"})
+    for part in ("image", "foreground", "background", "mask"):
+        assert np.array_equal(pixels(sample, part), np.asarray(Image.open(folder / f"{key}.{part}.png"))), part
 
 
 def test_a_mask_that_leaves_no_ground(config: SynthesisConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,10 @@ def test_every_command_of_the_trial(tmp_path: Path) -> None:
     assert 16 <= manifest["kept"] < 104
     for kind in ("mask", "inpainting"):
         assert (walk / f"quality-{kind}" / "report.json").is_file()
-    assert load_checkpoint(walk / "diffusion" / "model.safetensors").card["images"] == 3200
+    for run, images in (("autoencoder", 1600), ("diffusion", 3200)):
+        rows = (walk / run / "validation.csv").read_text(encoding="utf-8").splitlines()
+        assert [row.split(",")[0] for row in rows] == ["images", str(images // 2), str(images)]
+        assert {"log.csv", "sheets", "tensorboard"} <= {path.name for path in (walk / run).iterdir()}
+        assert load_checkpoint(walk / run / "model.safetensors").card["images"] == images
     assert Image.open(walk / "picture" / "foreground.png").mode == "RGBA"
     assert Image.open(walk / "picture" / "composed.png").size == (64, 64)
