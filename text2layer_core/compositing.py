@@ -80,6 +80,21 @@ def check_mask_shape(mask: Tensor, picture: Tensor) -> None:
         raise ValueError(f"mask must have shape {(count, 1, height, width)} to match, got {tuple(mask.shape)}")
 
 
+def check_pair(prediction: Tensor, target: Tensor) -> None:
+    """Raises ValueError unless both have one shape (N, C, H, W)."""
+    if prediction.shape != target.shape or target.ndim != 4:
+        raise ValueError(
+            f"both tensors must have one shape (N, C, H, W), got {tuple(prediction.shape)} and {tuple(target.shape)}"
+        )
+
+
+def check_mask_pair(prediction: Tensor, target: Tensor) -> None:
+    """Raises ValueError unless both have one shape (N, 1, H, W)."""
+    check_pair(prediction, target)
+    if target.shape[1] != 1:
+        raise ValueError(f"masks must have shape (N, 1, H, W), got {tuple(target.shape)}")
+
+
 def widen(value: Tensor) -> Tensor:
     """The value in float32 or better: squares of small differences and sums over pixels need it."""
     return value.to(torch.promote_types(value.dtype, torch.float32))

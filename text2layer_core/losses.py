@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .compositing import blend, check_mask_shape, widen
+from .compositing import blend, check_mask_pair, check_mask_shape, check_pair, widen
 
 MASK_L1_WEIGHT, COMPOSITION_WEIGHT, LAPLACIAN_WEIGHT = 1.0, 2.0, 3.0
 LAPLACIAN_LEVELS = 3
@@ -32,9 +32,9 @@ def reconstruction_l1(prediction: Tensor, target: Tensor) -> Tensor:
     """The L1 term of L_img (eq. 3), for F, B or I: mean |x^ - x| over all values.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ or are not (N, C, H, W).
     """
-    _check_same_shape(prediction, target)
+    check_pair(prediction, target)
     return _absolute_difference(prediction, target).mean()
 
 
@@ -54,7 +54,7 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor, *, floor: float 
     Raises:
         ValueError: the shapes do not belong together, or the floor is out of range.
     """
-    _check_same_shape(prediction, target)
+    check_pair(prediction, target)
     check_mask_shape(mask, target)
     if not 0 < floor <= 1:
         raise ValueError(f"floor must be above 0 and at most 1, got {floor}")
@@ -75,9 +75,9 @@ def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
         logvar: (N, C, h, w), natural logarithm of the variance.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ or are not (N, C, H, W).
     """
-    _check_same_shape(mean, logvar)
+    check_pair(mean, logvar)
     mean, logvar = widen(mean), widen(logvar)
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1).mean()
 
@@ -88,7 +88,7 @@ def mask_l1(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ or are not those of masks.
     """
-    _check_masks(prediction, target)
+    check_mask_pair(prediction, target)
     return _absolute_difference(prediction, target).mean()
 
 
@@ -107,7 +107,7 @@ def composition_loss(predicted_mask: Tensor, mask: Tensor, foreground: Tensor, b
     Raises:
         ValueError: the shapes do not belong together.
     """
-    _check_masks(predicted_mask, mask)
+    check_mask_pair(predicted_mask, mask)
     composed = blend(widen(foreground), widen(background), widen(mask))
     predicted = blend(widen(foreground), widen(background), widen(predicted_mask))
     return ((composed - predicted).square() + COMPOSITION_EPS**2).sqrt().mean()
@@ -123,7 +123,7 @@ def laplacian_loss(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ or are not those of masks.
     """
-    _check_masks(prediction, target)
+    check_mask_pair(prediction, target)
     # The pyramid is linear: the levels of the difference are the differences of the levels.
     levels = laplacian_pyramid(widen(prediction) - widen(target), LAPLACIAN_LEVELS)
     norms = [2**level * band.abs().sum() for level, band in enumerate(levels)]
@@ -150,9 +150,9 @@ def lpips_loss(network: PerceptualNetwork, prediction: Tensor, target: Tensor) -
     whoever has none calls `gradient_loss` and says so.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ or are not (N, C, H, W).
     """
-    _check_same_shape(prediction, target)
+    check_pair(prediction, target)
     return network(prediction, target, normalize=True).mean()
 
 
@@ -168,11 +168,11 @@ def gradient_loss(prediction: Tensor, target: Tensor, *, scales: int = 3) -> Ten
         scales: number of scales, at least 1.
 
     Raises:
-        ValueError: the shapes differ, or the picture is smaller than 2^scales pixels.
+        ValueError: the shapes differ or are not (N, C, H, W), or the picture is smaller than 2^scales pixels.
     """
-    _check_same_shape(prediction, target)
+    check_pair(prediction, target)
     least = 2**scales
-    if scales < 1 or prediction.ndim != 4 or min(prediction.shape[-2:]) < least:
+    if scales < 1 or min(prediction.shape[-2:]) < least:
         raise ValueError(
             f"scales must be at least 1 and pictures (N, C, H, W) with H and W at least 2^scales = {least}, "
             f"got scales {scales} and {tuple(prediction.shape)}"
@@ -297,14 +297,3 @@ def _draw_weights(module: nn.Module) -> None:
 
 def _absolute_difference(prediction: Tensor, target: Tensor) -> Tensor:
     return (widen(prediction) - widen(target)).abs()
-
-
-def _check_same_shape(prediction: Tensor, target: Tensor) -> None:
-    if prediction.shape != target.shape:
-        raise ValueError(f"both tensors must have one shape, got {tuple(prediction.shape)} and {tuple(target.shape)}")
-
-
-def _check_masks(prediction: Tensor, target: Tensor) -> None:
-    _check_same_shape(prediction, target)
-    if target.ndim != 4 or target.shape[1] != 1:
-        raise ValueError(f"masks must have shape (N, 1, H, W), got {tuple(target.shape)}")

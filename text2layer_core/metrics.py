@@ -1,9 +1,10 @@
 """How good layers are: pictures, masks and their consistency, one number per sample.
 
 The paper ("Results") reports FID, CLIP score and the mask's IOU against a saliency model and against
-people. With exact layers at hand these figures need neither: each compares a prediction with the
-truth and returns (N,) in float32 or better. Pictures and masks are in [0, 1]; the mean over samples
-is left to the caller.
+people. These figures need neither: PSNR, IoU and SAD compare a prediction with the truth,
+`consistency_psnr` compares two pictures of one model, `nearest_sprite` a foreground with a vocabulary;
+`fringe`, `ghost` and `mask_statistics` look at the layers alone. Each returns (N,), floats in float32
+or better. Pictures and masks are in [0, 1]; the mean over samples is left to the caller.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .compositing import check_mask_shape, widen
+from .compositing import check_mask_pair, check_mask_shape, check_pair, widen
 from .masks import SOFT_BAND, box_mean, check_mask, connected_components, contour
 
 SPRITE_SIZE = 32
@@ -33,7 +34,7 @@ def psnr(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ or are not (N, C, H, W).
     """
-    _check_pair(prediction, target)
+    check_pair(prediction, target)
     return _decibel(_squared_error(prediction, target).mean(dim=(1, 2, 3)))
 
 
@@ -48,7 +49,7 @@ def masked_psnr(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not belong together.
     """
-    _check_pair(prediction, target)
+    check_pair(prediction, target)
     check_mask_shape(mask, target)
     inside = mask > 0.5
     error = torch.where(inside, _squared_error(prediction, target), 0).sum(dim=(1, 2, 3))
@@ -70,7 +71,7 @@ def soft_iou(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ or are not those of masks.
     """
-    _check_masks(prediction, target)
+    check_mask_pair(prediction, target)
     prediction, target = widen(prediction), widen(target)
     union = torch.maximum(prediction, target).sum(dim=(1, 2, 3))
     overlap = torch.minimum(prediction, target).sum(dim=(1, 2, 3))
@@ -94,7 +95,7 @@ def sad(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ or are not those of masks.
     """
-    _check_masks(prediction, target)
+    check_mask_pair(prediction, target)
     return (widen(prediction) - widen(target)).abs().sum(dim=(1, 2, 3))
 
 
@@ -104,7 +105,7 @@ def soft_band_sad(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ or are not those of masks.
     """
-    _check_masks(prediction, target)
+    check_mask_pair(prediction, target)
     low, high = SOFT_BAND
     band = (target > low) & (target < high)
     return torch.where(band, (widen(prediction) - widen(target)).abs(), 0).sum(dim=(1, 2, 3))
@@ -330,16 +331,3 @@ def _decibel(mean_squared_error: Tensor) -> Tensor:
 
 def _squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (widen(prediction) - widen(target)).square()
-
-
-def _check_pair(prediction: Tensor, target: Tensor) -> None:
-    if prediction.shape != target.shape or target.ndim != 4:
-        raise ValueError(
-            f"both tensors must have one shape (N, C, H, W), got {tuple(prediction.shape)} and {tuple(target.shape)}"
-        )
-
-
-def _check_masks(prediction: Tensor, target: Tensor) -> None:
-    _check_pair(prediction, target)
-    if target.shape[1] != 1:
-        raise ValueError(f"masks must have shape (N, 1, H, W), got {tuple(target.shape)}")

@@ -21,18 +21,19 @@ from text2layer_core.checkpoint import Text2LayerModel, bundled_model_path, load
 from text2layer_core.compositing import compose
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.pipeline import Text2LayerPipeline
+from train.commands import exit_status
 from train.config import parse
 from train.data import DataConfig, expand
 from train.icons.source import IconSource
 from train.icons.sprites import load_sprites
 from train.pictures import save_grid
 
+MOST_DECIBEL = 100.0
 _BATCH = 16
 _THUMBNAIL = 8
 _SPREAD_PROMPTS, _SPREAD_SEEDS = 8, 4
 _PROBE_SCENES, _PROBE_UNSEEN = 2000, 500
 _PROBE_SIDE = 8
-_MOST_DECIBEL = 100.0
 _SHEET_COLUMNS = 8
 
 
@@ -54,7 +55,7 @@ def thumbnail(picture: Tensor) -> Tensor:
     return functional.interpolate(small, size=picture.shape[-2:], mode="bicubic").clamp(0, 1)
 
 
-def layer_figures(prediction: TwoLayerImage, truth: TwoLayerImage) -> dict[str, Tensor]:
+def reconstruction_figures(prediction: TwoLayerImage, truth: TwoLayerImage) -> dict[str, Tensor]:
     """Figures of each picture (N,), in dB, shares, and alpha units x pixels (the gradient's and connectivity's / 1000).
 
     PSNR ends at 100 dB, so that equal pictures do not make a mean infinite; the foreground's is NaN where the truth
@@ -63,7 +64,7 @@ def layer_figures(prediction: TwoLayerImage, truth: TwoLayerImage) -> dict[str, 
     foreground = metrics.masked_psnr(prediction.foreground, truth.foreground, truth.mask)
     return {
         "composed_psnr": _psnr(compose(prediction), compose(truth)),
-        "foreground_psnr": foreground.clamp(max=_MOST_DECIBEL),
+        "foreground_psnr": foreground.clamp(max=MOST_DECIBEL),
         "background_psnr": _psnr(prediction.background, truth.background),
         "mask_soft_iou": metrics.soft_iou(prediction.mask, truth.mask),
         "mask_soft_band_sad": metrics.soft_band_sad(prediction.mask, truth.mask),
@@ -82,7 +83,7 @@ def check_reconstruction(
 
     def figures(truth: TwoLayerImage) -> dict[str, Tensor]:
         decoded = autoencoder.decode(autoencoder.encode_stack(truth.stack()).mode())
-        found = layer_figures(decoded.layers, truth)
+        found = reconstruction_figures(decoded.layers, truth)
         if decoded.predicted_composed is not None:
             found["predicted_composed_psnr"] = _psnr(decoded.predicted_composed, compose(truth))
         return found
@@ -96,7 +97,7 @@ def check_thumbnails(source: IconSource, count: int, device: torch.device) -> di
     def figures(truth: TwoLayerImage) -> dict[str, Tensor]:
         blurred = TwoLayerImage(*(thumbnail(part) for part in (truth.foreground, truth.background, truth.mask)))
         composed = _psnr(thumbnail(compose(truth)), compose(truth))
-        return layer_figures(blurred, truth) | {"composed_psnr": composed}
+        return reconstruction_figures(blurred, truth) | {"composed_psnr": composed}
 
     return _mean_figures(source, count, device, figures)
 
@@ -153,8 +154,7 @@ class PlaceProbe:
 
     def _examples(self, source: IconSource, start: int, count: int) -> tuple[Tensor, Tensor]:
         blocks = [source.batch(i, 50).stack[:, 3:6] for i in range(start, start + count, 50)]
-        labels = [self.places.index(scene.place) for scene in source.scenes(start, count)]
-        return torch.cat([self._features(block) for block in blocks]), torch.tensor(labels)
+        return torch.cat([self._features(block) for block in blocks]), source.labels(start, count)[1]
 
     def _features(self, background: Tensor) -> Tensor:
         return functional.adaptive_avg_pool2d(background.cpu(), _PROBE_SIDE).flatten(1)
@@ -186,14 +186,12 @@ def check_generation(
     Returns:
         Plain figures; shares in [0, 1], dB; None where a figure needs another head, or several prompts.
     """
-    prompts, scenes = held_out.captions(0, count), held_out.scenes(0, count)
+    prompts = held_out.captions(0, count)
     settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler,
                                 "width": held_out.size, "height": held_out.size}
     bank = metrics.sprite_bank(*held_out.sprites(64))
-    names = [thing.key for thing in held_out.things]
-    asked = torch.tensor([names.index(scene.thing.key) for scene in scenes])
+    asked, places = held_out.labels(0, count)
     probe = PlaceProbe(train)
-    places = torch.tensor([held_out.places.index(scene.place) for scene in scenes])
     drawn: list[TwoLayerImage] = []
     consistency: list[Tensor] = []
     for start in tqdm(range(0, count, _BATCH), desc="generation", unit="batch", file=sys.stderr):
@@ -214,7 +212,7 @@ def check_generation(
         "prompts": count, "steps": steps, "guidance_scale": guidance_scale, "sampler": sampler,
         "thing_top1": _share(metrics.nearest_sprite(layers.foreground, layers.mask, bank) == asked),
         "thing_top1_true_composites": _share(metrics.nearest_sprite(truth.foreground, truth.mask, bank) == asked),
-        "thing_top1_chance": 1 / len(names),
+        "thing_top1_chance": 1 / len(held_out.things),
         "place_top1": _share(probe(layers.background) == places),
         "place_top1_true_composites": probe.accuracy,
         "consistency_psnr": _finite(torch.cat(consistency).mean()) if consistency else None,
@@ -225,7 +223,7 @@ def check_generation(
 
 
 def _psnr(prediction: Tensor, target: Tensor) -> Tensor:
-    return metrics.psnr(prediction, target).clamp(max=_MOST_DECIBEL)
+    return metrics.psnr(prediction, target).clamp(max=MOST_DECIBEL)
 
 
 def _spread(groups: Tensor) -> float | None:
@@ -329,7 +327,7 @@ def run_check(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, or 2 with one line on bad input."""
+    """Runs the command; 0, 2 on bad input, 130 when it was stopped, both with one line."""
     parser = argparse.ArgumentParser(prog="python -m train.check", description=__doc__)
     parser.add_argument("--model", type=Path, help="checkpoint (default: the bundled one)")
     parser.add_argument("--sprites", type=Path, help="sprite cache (default: the one that the model's card names)")
@@ -342,13 +340,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         report = run_check(arguments)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report, allow_nan=False) if arguments.json else format_report(report))
-    return 0
+        print(json.dumps(report, allow_nan=False) if arguments.json else format_report(report))
+
+    return exit_status(work, "stopped")
 
 
 if __name__ == "__main__":

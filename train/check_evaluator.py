@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from text2layer_core.compositing import compose
 from text2layer_core.metrics import iou, soft_iou
+from train.commands import exit_status
 from train.config import parse
 from train.data import DataConfig, open_source
 from train.evaluator import IconEvaluator, load_evaluator, save_evaluator
@@ -57,7 +58,7 @@ def held_out_figures(evaluator: IconEvaluator, source: IconSource, count: int) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, or 2 with one line on bad input."""
+    """Runs the command; 0, 2 on bad input, 130 when it was stopped, both with one line."""
     parser = argparse.ArgumentParser(prog="python -m train.check_evaluator", description=__doc__)
     parser.add_argument("--model", type=Path, help="evaluator (default: the one beside the bundled model)")
     parser.add_argument("--scenes", type=int, default=2048, help="held-out scenes, a multiple of 64")
@@ -67,21 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.scenes < _BLOCK or arguments.scenes % _BLOCK:
         parser.error(f"--scenes must be a multiple of {_BLOCK}, got {arguments.scenes}")
-    try:
-        evaluator = load_evaluator(arguments.model)
-        data = parse(evaluator.card.get("data"), DataConfig, "card: data")
-        source = open_source(replace(data, size=arguments.size or data.size), "held_out")
-        if not isinstance(source, IconSource):
-            raise ValueError(f"--model must be trained on icons, got the source {data.source}")
-        figures = held_out_figures(evaluator, source, arguments.scenes)
-        if arguments.out is not None:
-            evaluator.card |= {"figures": figures, "hardware": arguments.hardware}
-            save_evaluator(arguments.out, evaluator)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: check(arguments), "stopped")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Prints the figures, and writes the evaluator with them; ValueError where the model is no evaluator of icons."""
+    evaluator = load_evaluator(arguments.model)
+    data = parse(evaluator.card.get("data"), DataConfig, "card: data")
+    source = open_source(replace(data, size=arguments.size or data.size), "held_out")
+    if not isinstance(source, IconSource):
+        raise ValueError(f"--model must be trained on icons, got the source {data.source}")
+    figures = held_out_figures(evaluator, source, arguments.scenes)
+    if arguments.out is not None:
+        evaluator.card |= {"figures": figures, "hardware": arguments.hardware}
+        save_evaluator(arguments.out, evaluator)
     print(json.dumps(figures))
-    return 0
 
 
 if __name__ == "__main__":

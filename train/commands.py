@@ -1,4 +1,4 @@
-"""How commands end that go on where they were stopped."""
+"""How commands end: a status and, but for 0, one line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ class Interrupted(Exception):
     """Training was stopped; its state is saved, and `fit` has said so."""
 
 
-def exit_status(work: Callable[[], None]) -> int:
+def exit_status(work: Callable[[], None], stopped: str = STOPPED) -> int:
     """Does a command's work.
+
+    Args:
+        work: raises what does not end with 0.
+        stopped: what Ctrl-C prints.
 
     Returns:
         Exit status: 0; 1 when a loss became infinite; 2 on bad input; 130 when it was stopped. All but 0 print a line.
@@ -29,6 +33,6 @@ def exit_status(work: Callable[[], None]) -> int:
     except Interrupted:
         return 130
     except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return 130
     return 0

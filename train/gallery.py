@@ -1,6 +1,7 @@
 """Held-out prompts by a fixed seed, none picked by hand, on one page: `python -m train.gallery --out docs/gallery.jpg`.
 
-Below them again those that went wrong most: where the evaluator sees another thing than the prompt's.
+Below them again those that went wrong most: where the evaluator and the nearest sprite both see another thing than the
+prompt's.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from text2layer_core import metrics
 from text2layer_core.checkpoint import bundled_model_path, load_checkpoint
 from text2layer_core.compositing import compose
 from text2layer_core.files import layer_sheet
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.pipeline import Text2LayerPipeline
 from train.check import open_icons
+from train.commands import exit_status
 from train.evaluator import IconEvaluator, load_evaluator
 from train.icons.source import IconSource
 
 _COLUMNS = 2
 _BEYOND = 10**9  # scenes far beyond those that training and the checks have seen
 _SHEET_WIDTH = 640
+_SPRITE_SIDE = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, or 2 with one line on bad input."""
+    """Runs the command; 0, 2 on bad input, 130 when it was stopped, both with one line."""
     parser = argparse.ArgumentParser(prog="python -m train.gallery", description=__doc__)
     parser.add_argument("--model", type=Path, help="checkpoint (default: the bundled one)")
     parser.add_argument("--sprites", type=Path, help="sprite cache (default: the one that the model's card names)")
@@ -43,33 +47,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         parser.error(f"--count must be at least 1, got {arguments.count}")
-    try:
-        model = load_checkpoint(arguments.model or bundled_model_path())
-        pipeline = Text2LayerPipeline(model)
-        source = open_icons(model, "held_out", arguments.sprites)
-        evaluator = load_evaluator(arguments.evaluator)
-        prompts = source.captions(_BEYOND, arguments.count)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
-        drawn: list[TwoLayerImage] = []
-        for i, prompt in enumerate(tqdm(prompts, desc="gallery", unit="picture", file=sys.stderr)):
-            drawn.append(pipeline(prompt, seed=arguments.seed + i, steps=arguments.steps,
-                                  guidance_scale=guidance).layers)
-        sheets = [_sheet(layers, prompt) for layers, prompt in zip(drawn, prompts, strict=True)]
-        for i, seen in failures(evaluator, source, drawn)[: arguments.failures]:
-            sheets.append(_sheet(drawn[i], f"failed, seen as {seen}: {prompts[i]}"))
-        _grid(sheets).save(arguments.out, quality=88)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: draw_page(arguments), "stopped")
+
+
+def draw_page(arguments: argparse.Namespace) -> None:
+    """Draws the prompts and writes the page; ValueError or OSError where a file is not there or does not fit."""
+    model = load_checkpoint(arguments.model or bundled_model_path())
+    pipeline = Text2LayerPipeline(model)
+    source = open_icons(model, "held_out", arguments.sprites)
+    evaluator = load_evaluator(arguments.evaluator)
+    prompts = source.captions(_BEYOND, arguments.count)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
+    drawn: list[TwoLayerImage] = []
+    for i, prompt in enumerate(tqdm(prompts, desc="gallery", unit="picture", file=sys.stderr)):
+        drawn.append(pipeline(prompt, seed=arguments.seed + i, steps=arguments.steps, guidance_scale=guidance).layers)
+    sheets = [_sheet(layers, prompt) for layers, prompt in zip(drawn, prompts, strict=True)]
+    for i, seen in failures(evaluator, source, drawn)[: arguments.failures]:
+        sheets.append(_sheet(drawn[i], f"failed, seen as {seen}: {prompts[i]}"))
+    _grid(sheets).save(arguments.out, quality=88)
 
 
 def failures(evaluator: IconEvaluator, source: IconSource, drawn: Sequence[TwoLayerImage]) -> list[tuple[int, str]]:
-    """Which pictures show another thing than asked for, and what the evaluator sees there; the surest first."""
+    """Which pictures show another thing than asked for, and what the evaluator sees there; the surest first.
+
+    The nearest sprite must be another thing's too: either judge alone takes an intact thing for another now and then.
+    """
     scores = torch.cat([evaluator.thing_scores(compose(layers)) for layers in drawn])
-    asked = [evaluator.things.index(scene.thing.name) for scene in source.scenes(_BEYOND, len(drawn))]
-    lead = scores.amax(dim=1) - scores[range(len(drawn)), asked]
+    asked, _ = source.labels(_BEYOND, len(drawn))
+    bank = metrics.sprite_bank(*source.sprites(_SPRITE_SIDE))
+    nearest = torch.cat([metrics.nearest_sprite(layers.foreground, layers.mask, bank) for layers in drawn])
+    known = [evaluator.things.index(source.things[int(thing)].name) for thing in asked]
+    lead = scores.amax(dim=1) - scores[range(len(drawn)), known]
+    lead[nearest == asked] = 0
     order = [int(i) for i in lead.argsort(descending=True) if lead[i] > 0]
     return [(i, evaluator.things[int(scores[i].argmax())]) for i in order]
 

@@ -1,4 +1,4 @@
-"""Pictures drawn by a model and what the icon evaluator and the exact truth say of them."""
+"""Pictures drawn by a model, and what the judges of icons and of photographs say of them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from text2layer_core.distribution import (
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.pipeline import Text2LayerPipeline
 from text2layer_core.saliency_metrics import e_measure, f_measure, s_measure, saliency_mae
+from train.check import MOST_DECIBEL
 from train.data import ArrayCache, Source
 from train.evaluator import IconEvaluator
 from train.icons.source import IconSource
@@ -37,7 +38,6 @@ RESAMPLES = 1000
 REFERENCES_FROM = 1 << 20
 _AT_ONCE = 32  # pictures, through models of others
 _FREE_ALARMS = 0.01
-_MOST_DECIBEL = 100.0
 _SPRITE_SIDE = 64
 
 
@@ -109,7 +109,7 @@ def layer_figures(drawn: Drawn) -> dict[str, Tensor]:
     """The figures of `report.layer_figures` (n,): what layers say of themselves; NaN where there is none."""
     rows = report.layer_figures(drawn.layers, predicted_composed=drawn.predicted_composed)
     columns = {name: [math.nan if row[name] is None else row[name] for row in rows] for name in rows[0]}
-    found = {name: torch.tensor(values).nan_to_num(math.nan, _MOST_DECIBEL) for name, values in columns.items()}
+    found = {name: torch.tensor(values).nan_to_num(math.nan, MOST_DECIBEL) for name, values in columns.items()}
     return {name: values for name, values in found.items() if not values.isnan().all()}
 
 
@@ -245,7 +245,7 @@ class IconJudge:
         for start in tqdm(range(0, references, 64), desc="references", unit="batch", file=sys.stderr):
             image = source.batch(first + start, min(64, references - start)).image
             features.append(evaluator.features(compose(image)))
-            asked, _ = self._asked(first + start, len(image.mask))
+            asked, _ = source.labels(first + start, len(image.mask))
             scores.append(self._thing_scores(image.background).gather(1, asked[:, None])[:, 0])
         self.references = torch.cat(features)
         self.threshold = float(torch.cat(scores).quantile(1 - _FREE_ALARMS))
@@ -253,7 +253,7 @@ class IconJudge:
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
         """Figures of each picture (n,), in shares, dB, 1/255 or the evaluator's cosines; NaN where there is none."""
         layers, composed = drawn.layers, compose(drawn.layers)
-        things, places = self._asked(0, len(composed))
+        things, places = self._source.labels(0, len(composed))
         return {
             "similarity": self.evaluator.similarity(composed, self._source.captions(0, len(composed))),
             "thing_top1": (self._thing_scores(composed).argmax(1) == things).float(),
@@ -273,13 +273,6 @@ class IconJudge:
     def _thing_scores(self, pictures: Tensor) -> Tensor:
         return self.evaluator.thing_scores(pictures)[:, self._things]
 
-    def _asked(self, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """Indices of the source's things and places that its scenes show, (count,) each."""
-        scenes = self._source.scenes(start, count)
-        keys = [thing.key for thing in self._source.things]
-        return (torch.tensor([keys.index(scene.thing.key) for scene in scenes]),
-                torch.tensor([self._source.places.index(scene.place) for scene in scenes]))
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -290,8 +283,11 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        """The figure and half of the interval's width."""
-        return f"{self.value:.3f} ± {(self.high - self.low) / 2:.3f}"
+        """The figure and half of the interval's width: 3 decimals, or as many, up to 6, as show two digits of it."""
+        half, digits = (self.high - self.low) / 2, 3
+        if 0 < half < 1:
+            digits = min(max(1 - math.floor(math.log10(half)), 3), 6)
+        return f"{self.value:.{digits}f} ± {half:.{digits}f}"
 
 
 def mean_interval(values: Tensor, seed: int = 0) -> Interval:

@@ -13,6 +13,7 @@ import torch
 
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 from train.check import images_seen
+from train.commands import exit_status
 
 LICENCES = {
     "weights": "Apache-2.0",
@@ -58,7 +59,7 @@ def read_report(path: Path, card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, or 2 with one line on bad input."""
+    """Runs the command; 0, 2 on bad input, 130 when it was stopped, both with one line."""
     parser = argparse.ArgumentParser(prog="python -m train.release", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="export of train_diffusion (model.safetensors)")
     parser.add_argument("--report", type=Path,
@@ -69,19 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hardware", required=True, help='what it was trained on ("two CPU cores, 2 hours")')
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    try:
-        model = load_checkpoint(arguments.model)
-        if arguments.autoencoder is not None:
-            take_decoder(model, load_checkpoint(arguments.autoencoder))
-        model.card |= {"name": arguments.name, "hardware": arguments.hardware, "licences": LICENCES}
-        if arguments.report is not None:
-            model.card["figures"] = read_report(arguments.report, model.card)
-        save_checkpoint(arguments.out, model)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: release(arguments), "stopped")
+
+
+def release(arguments: argparse.Namespace) -> None:
+    """Completes the card and writes the file; ValueError or OSError where something does not fit."""
+    model = load_checkpoint(arguments.model)
+    if arguments.autoencoder is not None:
+        take_decoder(model, load_checkpoint(arguments.autoencoder))
+    model.card |= {"name": arguments.name, "hardware": arguments.hardware, "licences": LICENCES}
+    if arguments.report is not None:
+        model.card["figures"] = read_report(arguments.report, model.card)
+    save_checkpoint(arguments.out, model)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from text2layer_core.schedule import ScheduleConfig
 from text2layer_core.text_encoder import TextEncoder, TextEncoderConfig, train_tokenizer
 from text2layer_core.unet import UNetConfig, build_unet
 from train import check
-from train.check import PlaceProbe, check_autoencoder, format_report, layer_figures, main, thumbnail
+from train.check import PlaceProbe, check_autoencoder, format_report, main, reconstruction_figures, thumbnail
 from train.data import DataConfig
 from train.icons.source import IconsConfig, IconSource
 from train.icons.sprites import SpriteCache
@@ -83,7 +83,7 @@ def test_thumbnail_keeps_one_pixel_in_64() -> None:
 
 def test_figures_of_the_truth_against_itself(source: IconSource) -> None:
     truth = source.batch(0, 4).image
-    figures = layer_figures(truth, truth)
+    figures = reconstruction_figures(truth, truth)
     expected = {"composed_psnr": 100.0, "foreground_psnr": 100.0, "background_psnr": 100.0, "mask_soft_iou": 1.0,
                 "mask_soft_band_sad": 0.0, "mask_sad": 0.0, "mask_mse": 0.0, "mask_gradient": 0.0,
                 "mask_connectivity": 0.0}
@@ -98,7 +98,7 @@ def test_figures_by_hand() -> None:
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., :4] = 0.5
     truth = TwoLayerImage(grey, grey, mask)
-    figures = layer_figures(TwoLayerImage(grey, grey + 0.1, mask * 1.2), truth)
+    figures = reconstruction_figures(TwoLayerImage(grey, grey + 0.1, mask * 1.2), truth)
     assert float(figures["background_psnr"]) == pytest.approx(20, abs=1e-3)
     assert float(figures["mask_soft_iou"]) == pytest.approx(5 / 6)
     assert float(figures["mask_soft_band_sad"]) == pytest.approx(3.2)

@@ -21,7 +21,7 @@ from tests.train.test_shards import sample
 from tests.train.test_shards import write as write_shard
 from tests.train.test_train_autoencoder import values  # noqa: F401 - a fixture
 from tests.train.test_train_autoencoder import write as write_config
-from train import data, train_autoencoder, train_evaluator
+from train import check, check_evaluator, data, gallery, release, train_autoencoder, train_evaluator
 from train.commands import STOPPED, Interrupted, exit_status
 from train.engine import Run
 from train.evaluator import save_evaluator
@@ -65,6 +65,24 @@ def test_statuses(work: Callable[[], None], status: int, line: str, capsys: pyte
 def test_programming_errors_keep_their_traceback() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         exit_status(raises(RuntimeError("a bug")))
+
+
+@pytest.mark.parametrize(("command", "reads", "arguments"), [
+    (check, "load_checkpoint", []), (check_evaluator, "load_evaluator", []),
+    (gallery, "load_checkpoint", ["--out", "page.jpg"]),
+    (release, "load_checkpoint", ["--model", "a", "--hardware", "b", "--out", "c"]),
+])
+def test_ctrl_c_where_nothing_is_kept(
+    command: Any, reads: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that does not say that the same command goes on."""
+
+    def stopped(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(command, reads, stopped)
+    assert command.main(arguments) == 130
+    assert capsys.readouterr().err == "stopped\n"
 
 
 @pytest.mark.parametrize(("part", "content", "message"), [

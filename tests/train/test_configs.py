@@ -96,6 +96,14 @@ def test_a_unet_fits_its_autoencoder(autoencoder: str, diffusion: str) -> None:
         assert second.unet.cross_attention_dim == 768  # CLIP ViT-L/14's width
 
 
+def test_the_evaluator_sees_what_the_bundled_model_draws() -> None:
+    """The same things at the same places, but placed freely."""
+    judge = load_config(FOLDER / "mini_evaluator.yaml", [], EvaluatorTrainingConfig).data.icons
+    drawn = autoencoder_config("mini_autoencoder").data.icons
+    assert judge is not None
+    assert replace(judge, rotation=0.0, snap=24) == drawn
+
+
 def test_the_papers_autoencoder() -> None:
     """SD's, its input 7 channels instead of 3, its last layer replaced by four heads conv-bn-relu-conv."""
     config = autoencoder_config("cat2i_ae_256")

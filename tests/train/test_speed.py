@@ -51,8 +51,8 @@ def test_a_variant_leaves_the_plain_network_alone() -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in plain.state_dict().items())
 
 
-def test_offload_draws_the_same_layers() -> None:
-    """On the CPU, where bringing parts to the device and back moves nothing."""
+def test_offload_has_one_part_at_a_time_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is the CPU under another name, "cpu:0": nothing moves, but where parts are sent is told apart."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(speed_cuda.PROMPTS, 600).to_str()
     text = TextEncoderConfig(vocab_size=600, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2)
@@ -62,9 +62,20 @@ def test_offload_draws_the_same_layers() -> None:
     parts = speed_cuda.Parts(
         TextEncoder(text, tokenizer).eval(), build_unet(unet).eval(), CaT2IAutoencoder(autoencoder).bfloat16().eval()
     )
-    one, other = (speed_cuda.draw(parts, torch.device("cpu"), 32, 2, offload=offload) for offload in (True, False))
-    assert one.shape == (1, 7, 32, 32)
-    assert torch.equal(one, other)
+    names = {id(part): name for name, part in vars(parts).items()}
+    moves: list[tuple[str, str]] = []
+
+    def to(part: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
+        moves.append((names[id(part)], str(device)))
+        return part
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    drawn = speed_cuda.draw(parts, torch.device("cpu:0"), 32, 2, offload=True)
+    assert drawn.shape == (1, 7, 32, 32)
+    assert moves == [(name, place) for name in ("text_encoder", "unet", "autoencoder") for place in ("cpu:0", "cpu")]
+    moves.clear()
+    assert torch.equal(speed_cuda.draw(parts, torch.device("cpu:0"), 32, 2, offload=False), drawn)
+    assert moves == [(name, "cpu:0") for name in ("text_encoder", "unet", "autoencoder")]
 
 
 def test_a_compiler_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

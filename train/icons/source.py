@@ -143,6 +143,13 @@ class IconSource:
         """What `batch` shows, without drawing it."""
         return [self._draw(index).scene for index in range(start, start + count)]
 
+    def labels(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Which of `things` and of `places` each picture of `batch` shows, (count,) long each, without drawing it."""
+        scenes = self.scenes(start, count)
+        keys = [thing.key for thing in self.things]
+        return (torch.tensor([keys.index(scene.thing.key) for scene in scenes]),
+                torch.tensor([self.places.index(scene.place) for scene in scenes]))
+
     def sprites(self, side: int) -> tuple[Tensor, Tensor]:
         """Every sprite of this source as straight RGBA (n, 4, side, side) in [0, 1], and which thing it shows (n,)."""
         level = self._cache.level(side)
