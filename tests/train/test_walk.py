@@ -106,12 +106,14 @@ def test_every_command_of_the_trial(tmp_path: Path) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {command}")
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     walk = tmp_path / "walk"
+    samples = 104
     for run in ("synthesis", "filtered"):
         manifest = json.loads((walk / run / "manifest.json").read_text())
-        assert manifest["samples"] == 104
+        assert manifest["samples"] == samples
         assert manifest["complete"]
         assert (walk / run / "report.html").is_file()
-    assert 16 <= manifest["kept"] < 104
+        samples = manifest["kept"]  # the second run's input
+    assert 16 <= samples < 104
     for kind in ("mask", "inpainting"):
         assert (walk / f"quality-{kind}" / "report.json").is_file()
     for run, images in (("autoencoder", 1600), ("diffusion", 3200)):
