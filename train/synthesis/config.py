@@ -77,8 +77,8 @@ class SaliencyConfig:
 
     Attributes:
         backend: "grabcut" (OpenCV, no weights); "rembg" (an ONNX model of rembg's, from a file or folder);
-            "transformers" (a folder of a semantic segmentation model, MaskFormer, Mask2Former or EoMT); "wait", a
-            stand-in for benchmarks that sleeps and marks the middle of the picture.
+            "transformers" (a folder of a semantic segmentation model, MaskFormer or Mask2Former); "wait", a stand-in
+            for benchmarks that sleeps and marks the middle of the picture.
         path: of the weights.
         model: rembg's name of the model ("u2net", "isnet-general-use", "birefnet-general", ...).
         size: transformers: pixels a side that the model sees; None asks its image processor.

@@ -25,7 +25,7 @@ _BORDER = 0.04  # GrabCut: what surely is ground, a share of each side
 _CENTRE = 0.5  # GrabCut: what is probably the thing, a share of each side
 _SOFTEN = 1.0  # GrabCut: sigma of the cut's edge in pixels
 _QUARTER = 4  # "wait" marks the middle of the picture, a fourth of each side away from the border
-_OF_QUERIES = ("maskformer", "mask2former", "eomt", "eomt_dinov3")  # need the picture alone, as OneFormer does not
+_OF_QUERIES = ("maskformer", "mask2former")  # take a whole picture alone: OneFormer wants a text, EoMT tiles
 
 
 class Saliency(Protocol):
