@@ -223,9 +223,9 @@ the digits shown."""
 _VERDICT_NOTE = """"yes" and "no": two seeds or more agree and the intervals are apart in each. "leans": the
 seeds agree but some intervals overlap, or there is one seed alone. "undecided": the seeds disagree. The intervals are
 those of the pictures drawn; another training, with the other seed, can move a figure further than they say, as the rows
-above show. So can another machine: the balanced system with seed 2, trained twice on one, gave the same figures to every
-digit; on another its autoencoder differed by 0.02 dB, from rounding, and the pictures had a Frechet distance of 0.036
-instead of 0.057 and a soft IOU of 0.833 instead of 0.798."""
+above show. So can another machine: the balanced system with seed 2, trained twice on one, gave the same figures to
+every digit; on another its autoencoder differed by 0.02 dB, from rounding, and the pictures had a Frechet distance of
+0.036 instead of 0.057 and a soft IOU of 0.833 instead of 0.798."""
 _TRIES_NOTE = """Every try, beside the paper's two variants and the balanced one. "F by area" is the
 foreground's L1 normalised by the mask's area, and "B by area" the background's where the mask covers it, with the same
 weight as the rest of B."""
