@@ -52,6 +52,8 @@ def make_judge(
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Draws what is not drawn yet, judges it beside the truth, writes the report into --out, and prints it."""
+    if arguments.split == "train" and arguments.data != "icons":
+        raise ValueError(f"--split train must go with --data icons, got {arguments.data}")
     check_arguments(arguments, {"count": 10, "references": 10, "steps": 1, "seed": 0})
     device = torch.device(arguments.device)
     path = arguments.model or bundled_model_path()

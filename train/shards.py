@@ -69,8 +69,8 @@ class Piece(NamedTuple):
 class ShardSource:
     """The data source `shards`; tar files must be seekable and uncompressed.
 
-    Where a tar's samples lie takes 32 bytes a sample in memory, and is kept in ~/.cache/text2layer/shards (or under
-    XDG_CACHE_HOME), so that its headers are read once. Samples are decoded by a few threads.
+    Where a tar's samples lie takes 32 bytes a sample in memory (their order 16 more, for two epochs), and is kept in
+    ~/.cache/text2layer/shards (or under XDG_CACHE_HOME), so that its headers are read once. A few threads decode.
     """
 
     def __init__(self, config: ShardsConfig, size: int, seed: int, split: str = "train") -> None:
@@ -235,14 +235,14 @@ class _Tar:
         status = path.stat()
         stamp = struct.pack("<8sqq", b"shards 1", status.st_size, status.st_mtime_ns)
         name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
-        file = INDEX_FOLDER.expanduser() / name
-        spans = _stored_spans(file, stamp)
+        spans = _stored_spans(name, stamp)
         if spans is None:
             spans = _read_spans(path)
             data = spans.tobytes()
-            with suppress(OSError):  # it only saves time
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(file, stamp + _checksum(data) + data)
+            with suppress(OSError, RuntimeError):  # it only saves time; a user may have no home folder
+                folder = INDEX_FOLDER.expanduser()
+                folder.mkdir(parents=True, exist_ok=True)
+                write_bytes(folder / name, stamp + _checksum(data) + data)
         self.spans = spans
 
     def __len__(self) -> int:
@@ -255,7 +255,9 @@ class _Tar:
         """Read in the tar again: for errors alone, names would take more room than all else."""
         mask = self.pieces(row)[2]
         with suppress(OSError, tarfile.TarError):
-            return next(key for key, _, piece in tar_members(self.path) if piece == mask)
+            for key, _, piece in tar_members(self.path):
+                if piece == mask:
+                    return key
         return f"at byte {mask.offset}"
 
 
@@ -275,16 +277,19 @@ def _read_spans(path: Path) -> np.ndarray[Any, np.dtype[np.uint32]]:
     try:
         spans = [[(piece.offset // tarfile.BLOCKSIZE, piece.length) for piece in pieces]
                  for _, pieces in _complete(tar_members(path))]
-        return np.array(spans, "<u4").reshape(-1, 4, 2)
-    except (tarfile.TarError, OverflowError) as error:  # a picture of 4 GiB
+        found = np.array(spans, np.int64).reshape(-1, 4, 2)
+        if found.size and found.max() >= 1 << 32:
+            raise tarfile.TarError("its pictures must have less than 4 GiB, it less than 2 TiB")
+        return found.astype("<u4")
+    except tarfile.TarError as error:
         raise ValueError(f"a shard must be an uncompressed tar file, got {path}: {error}") from error
 
 
-def _stored_spans(file: Path, stamp: bytes) -> np.ndarray[Any, np.dtype[np.uint32]] | None:
+def _stored_spans(name: str, stamp: bytes) -> np.ndarray[Any, np.dtype[np.uint32]] | None:
     """None where there is no file, one of another state of the shard, or a broken one."""
     try:
-        data = file.read_bytes()
-    except OSError:
+        data = (INDEX_FOLDER.expanduser() / name).read_bytes()
+    except (OSError, RuntimeError):
         return None
     start = len(stamp) + 4
     if data[:start] != stamp + _checksum(data[start:]):

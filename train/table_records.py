@@ -49,8 +49,11 @@ def read_records(page: Path, config: TablesConfig) -> dict[int, dict[str, Any]]:
     record = read_json(path)
     if record.keys() != {"recipe", "seeds"}:
         raise ValueError(f"{path} must be the figures that train.tables wrote, got another file: choose another --out")
-    if record["recipe"] != recipe(config):
-        raise ValueError(f"{path} must hold figures of the config's recipe, got another's: choose another --out")
+    wanted = recipe(config)
+    if changed := sorted(key for key in wanted.keys() | record["recipe"].keys()
+                         if wanted.get(key) != record["recipe"].get(key)):
+        raise ValueError(f"{path} must hold figures of the config's recipe, got another {', '.join(changed)}: "
+                         "choose another --out")
     return {int(seed): systems for seed, systems in record["seeds"].items()}
 
 

@@ -7,6 +7,8 @@ The command goes on where it was stopped and skips what is done.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from text2layer_core.atomic import write_text
 from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
 from text2layer_core.checkpoint import bundled_model_path
 from text2layer_core.compositing import compose
@@ -195,8 +198,13 @@ class Workshop:
     def _key(self, name: str) -> dict[str, Any]:
         """What a system's figures depend on: the filters for those alone that see them."""
         coder = CODERS[SYSTEMS[name].coder]
-        values = {**asdict(self._config), "text": self._text, "coder": asdict(coder)}
-        return values if coder.data == "filtered" else {key: value for key, value in values.items() if key != "filters"}
+        return {**asdict(self._config), "coder": asdict(coder), **self._files(coder)}
+
+    def _files(self, coder: Coder) -> dict[str, Any]:
+        """The weights that a system is trained with and that are not its own."""
+        files = self._config.filters if coder.data == "filtered" else None
+        return {"text": self._text, "filters": files and {
+            kind: hashlib.sha256(expand(path).read_bytes()).hexdigest() for kind, path in asdict(files).items()}}
 
     def _measure(self, name: str, evaluator: IconEvaluator) -> dict[str, Any]:
         system = SYSTEMS[name]
@@ -271,6 +279,7 @@ class Workshop:
         """A trained system."""
         system, config = SYSTEMS[name], self._config
         coder: Any = self._layered(system, self._coder(system.coder))
+        self._claim(self._folder / name, self._files(CODERS[system.coder]))
         training = replace(config.diffusion_training, seed=self._seed)
         if system.begins_as is not None:
             images = round(training.images * config.fine_tuning_share) // training.batch_size * training.batch_size
@@ -299,6 +308,16 @@ class Workshop:
         latents = LatentSource(source, coder, whole, self._device)
         schedule = replace(config.schedule, latent_scale=latents.measured_scale(self._device))
         return _SystemTask(whole, latents, text_encoder, schedule, source.captions(0, _SHEET_COLUMNS), self._device)
+
+    def _claim(self, folder: Path, files: Mapping[str, Any]) -> None:
+        """Notes in a run folder what its system is trained with; ValueError where it was begun with other weights."""
+        path = folder / "files.json"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(files))
+        elif json.loads(path.read_text(encoding="utf-8")) != files:
+            raise ValueError(f"run: {folder} must be of this text encoder and these filters, was begun with others: "
+                             "choose another run")
 
     def _fit(self, folder: Path, training: TrainingConfig, task: Task) -> Run:
         """Trains to the end, from where an earlier call stopped."""

@@ -298,7 +298,7 @@ def load_text_encoder(path: str) -> TextEncoder:
     """That of a checkpoint; ValueError where it holds none."""
     encoder = load_checkpoint(expand(path)).text_encoder
     if encoder is None:
-        raise ValueError(f"text: pretrained must be a checkpoint with a text encoder, got {path}")
+        raise ValueError(f"text must name a checkpoint with a text encoder, got {path}")
     return encoder
 
 

@@ -47,6 +47,15 @@ def test_soft_iou_by_hand() -> None:
     assert metrics.soft_iou(row(0, 0), row(0, 0)).tolist() == [1]
 
 
+def test_a_hard_iou_cuts_both_masks() -> None:
+    """0.6 everywhere against 1: the same once cut, 0.6 of it soft. Half of it below the cut: half."""
+    prediction, target = torch.full((1, 1, 4, 4), 0.6), torch.ones(1, 1, 4, 4)
+    assert float(metrics.iou(prediction, target)) == 1
+    assert float(metrics.soft_iou(prediction, target)) == pytest.approx(0.6)
+    prediction[..., :2] = 0.4
+    assert float(metrics.iou(prediction, target)) == 0.5
+
+
 def test_sad_by_hand() -> None:
     """0.5 + 0.25 + 0 + 1 pixels; the band, 0.02 < m < 0.98 of the truth, holds the second and third alone."""
     prediction, truth = row(0.5, 0.25, 0.5, 0), row(0, 0.5, 0.5, 1)

@@ -10,7 +10,6 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from train import shards
 from train.icons.sprites import SpriteCache, save_sprites
 from train.icons.vocabulary import Thing
 
@@ -31,14 +30,6 @@ def fresh_accelerator() -> Iterator[None]:
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where the samples of shards lie is kept here, not in the home folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "INDEX_FOLDER", tmp_path_factory.mktemp("shards"))
-        yield
 
 
 def draw(key: str, style: int, side: int) -> Tensor:

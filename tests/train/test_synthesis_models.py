@@ -138,7 +138,9 @@ def test_a_transformers_model_of_queries(tmp_path: Path, kind: str) -> None:
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     image, mask = scene()
-    saliency = open_saliency(SaliencyConfig(backend="transformers", path=str(tmp_path)))
+    with pytest.raises(ValueError, match=f"labels must name the classes that are things, as {kind}'s begin with one"):
+        open_saliency(SaliencyConfig(backend="transformers", path=str(tmp_path)))
+    saliency = open_saliency(SaliencyConfig(backend="transformers", path=str(tmp_path), labels=(1, 2)))
     (found,) = saliency([image])
     assert found.shape == mask.shape
     inputs = processor(images=(image * 255).round().byte().permute(1, 2, 0).numpy(), return_tensors="pt")

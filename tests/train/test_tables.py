@@ -114,6 +114,21 @@ def test_figures_of_other_runs_stay_on_the_page(
     assert "must hold figures of the config's recipe" in capsys.readouterr().err
 
 
+def test_a_run_folder_of_another_text_encoder(
+    command: list[str], sprite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its states are not taken for the new one's."""
+    one = [*command, "--seeds", "2", "--systems", "no-sup", "--train-only"]
+    assert main(one) == 0
+    model = make_model(sprite_file)
+    assert model.text_encoder is not None
+    with torch.no_grad():
+        next(model.text_encoder.parameters()).mul_(2)
+    save_checkpoint(tmp_path / "text.safetensors", model)
+    assert main(one) == 2
+    assert "must be of this text encoder and these filters, was begun with others" in capsys.readouterr().err
+
+
 def test_one_system_without_a_judge(command: list[str], tmp_path: Path) -> None:
     assert main([*command, "--seeds", "2", "--systems", "no-sup", "--train-only"]) == 0
     assert {path.name for path in (tmp_path / "run" / "seed-2").iterdir()} == {"autoencoder-no-sup", "no-sup"}
@@ -125,9 +140,13 @@ def test_the_row_of_learned_filters_is_left_out_without_them(command: list[str],
     (tmp_path / "tables.yaml").write_text(yaml.safe_dump(config))
     assert main([*command, "--seeds", "1", "--systems", "filtered"]) == 2
     shop = tables.Workshop(parse(config, TablesConfig, "test"), 1)
-    other = tables.Workshop(parse({**config, "filters": {"mask": "a", "inpainting": "b"}}, TablesConfig, "test"), 1)
+    files = {kind: str(tmp_path / f"{kind}.safetensors") for kind in ("mask", "inpainting")}
+    other = tables.Workshop(parse({**config, "filters": files}, TablesConfig, "test"), 1)
     assert shop._key("unfiltered") == other._key("unfiltered")
-    assert shop._key("filtered") != other._key("filtered")
+    before = other._key("filtered")
+    assert shop._key("filtered") != before
+    Path(files["mask"]).write_bytes(b"trained again")
+    assert other._key("filtered") != before
 
 
 @pytest.mark.parametrize(("extra", "message"), [

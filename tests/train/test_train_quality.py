@@ -291,5 +291,5 @@ def test_it_learns_to_judge(values: dict[str, Any], tmp_path: Path, kind: str) -
     values["network"].update(width=0.25, depth=0.5)
     assert main(command(values, tmp_path)) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["auc"] > 0.65
+    assert report["auc"] > 0.7, "0.74 with one thread"
     assert report["precision"] > report["good"]

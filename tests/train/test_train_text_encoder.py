@@ -97,7 +97,7 @@ def test_the_tower_keeps_where_things_are() -> None:
 
 def test_pretrained_must_hold_a_text_encoder(values: dict[str, Any]) -> None:
     source = make_task(parse(values, TextTrainingConfig, "test"), CPU)._latents._source
-    with pytest.raises(ValueError, match="pretrained must be a checkpoint with a text encoder, got"):
+    with pytest.raises(ValueError, match="text must name a checkpoint with a text encoder, got"):
         make_text_encoder(TextConfig(pretrained=values["autoencoder"]), source)
 
 

@@ -82,7 +82,8 @@ class SaliencyConfig:
         path: of the weights.
         model: rembg's name of the model ("u2net", "isnet-general-use", "birefnet-general", ...).
         size: transformers: pixels a side that the model sees; None asks its image processor.
-        labels: transformers, models with several classes: ids of those that count as things; empty takes all but 0.
+        labels: transformers, models with several classes: ids of those that count as things; empty takes all but 0,
+            which is wrong for models of COCO's or ADE20K's classes (0 is a person or a wall).
         iterations: of GrabCut.
         seconds: that "wait" sleeps an image.
         device: of transformers and rembg.

@@ -140,10 +140,13 @@ class _Transformers:
             self._processor: Any = AutoImageProcessor.from_pretrained(folder, use_fast=False, **options)
             kind = AutoConfig.from_pretrained(folder, **options).model_type
             maker = AutoModelForUniversalSegmentation if kind in _OF_QUERIES else AutoModelForSemanticSegmentation
-            model = maker.from_pretrained(folder, dtype=dtype, **options)
+            model: Any = maker.from_pretrained(folder, dtype=dtype, **options)
         except LOAD_ERRORS as error:
             raise ValueError(f"saliency: {folder} must be a segmentation model that transformers knows, "
                              f"got {one_line(error)}") from error
+        if maker is AutoModelForUniversalSegmentation and model.config.num_labels > 1 and not config.labels:
+            raise ValueError(f"saliency: labels must name the classes that are things, as {kind}'s begin with one, "
+                             "got none")
         self._model: Any = model.to(config.device).eval()
         self._labels, self._size, self._dtype = config.labels, config.size, dtype
 
