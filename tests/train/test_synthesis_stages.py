@@ -94,6 +94,7 @@ def test_a_picture_becomes_layers(config: SynthesisConfig) -> None:
     assert samples[0].facts["source"] == {"name": "0.png", "width": SIZE, "height": SIZE, "format": "PNG", "record": {}}
     assert samples[0].facts["components"] == 1
     assert all("thumbnail" in sample.parts for sample in run(replace(config, sheet=1))[:3]), "the writer chooses"
+    assert not any("thumbnail" in sample.parts for sample in run(replace(config, sheet=0)))
     assert samples[0].facts["area"] == pytest.approx(np.pi * 14**2 / SIZE**2, rel=0.1)
 
 

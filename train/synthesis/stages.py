@@ -203,7 +203,8 @@ def _encoded(sample: Sample, config: SynthesisConfig) -> Sample:
     parts = {name: sample.array(name) for name in ("image", "mask", "background", "foreground")
              if name in sample.parts}
     sample.parts = {}
-    sample.parts["thumbnail"] = _thumbnail(parts)  # the writer keeps the shard's first ones
+    if config.sheet:  # the writer keeps the shard's first ones
+        sample.parts["thumbnail"] = _thumbnail(parts)
     if not sample.dropped:
         if config.layers.foreground == "estimated" and "foreground" not in parts:
             image, mask = (to_tensor(parts[name])[None] for name in ("image", "mask"))
