@@ -46,7 +46,7 @@ class Text2LayerGenerate(io.ComfyNode):
                              tooltip="The same seed and settings give the same picture."),
                 io.Int.Input("steps", default=50, min=1, max=1000,
                              tooltip="Denoising steps: more are slower and sharper."),
-                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01,
+                io.Float.Input("cfg", default=2.0, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="Guidance scale: how strongly the prompt leads; 1 turns it off."),
                 io.Combo.Input("sampler", options=samplers, default="ddim", tooltip="ddim is the paper's."),
                 io.Combo.Input("scheduler", options=schedulers, default="ddim_uniform",

@@ -46,7 +46,7 @@ def drawn() -> TwoLayerImage:
     """A crown on a beach by the bundled model, its seed not chosen."""
     from text2layer_core.pipeline import Text2LayerPipeline
 
-    return Text2LayerPipeline.from_pretrained()("a crown on a beach", seed=0, guidance_scale=4.0).layers
+    return Text2LayerPipeline.from_pretrained()("a crown on a beach", seed=0).layers
 
 
 @cache
@@ -54,7 +54,7 @@ def drawn_elsewhere() -> TwoLayerImage:
     """Another picture of it, for its background."""
     from text2layer_core.pipeline import Text2LayerPipeline
 
-    return Text2LayerPipeline.from_pretrained()("a fox in the snow", seed=0, guidance_scale=4.0).layers
+    return Text2LayerPipeline.from_pretrained()("a fox in the snow", seed=0).layers
 
 
 @cache

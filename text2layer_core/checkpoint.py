@@ -57,6 +57,11 @@ class Text2LayerModel:
     card: dict[str, Any] = field(default_factory=dict[str, Any])
     external_text_encoder: str | None = None
 
+    @property
+    def guidance_scale(self) -> float:
+        """The one in the card, chosen for this model; without one the paper's 7.5."""
+        return float(self.card.get("guidance_scale", 7.5))
+
     def __post_init__(self) -> None:
         if self.unet is None:
             return

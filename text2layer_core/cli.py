@@ -1,4 +1,4 @@
-"""The command line: a prompt becomes layers in files (paper, section on CaT2I-AE-SD: DDIM, 50 steps, guidance 7.5)."""
+"""The command line: a prompt becomes layers in files (paper, section on CaT2I-AE-SD: DDIM, 50 steps)."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", metavar="DIR", type=Path, default=Path("out"), help="folder for the files (%(default)s)")
     add("--seed", metavar="N", type=int, default=0, help="picture k of several has seed N + k (%(default)s)")
     add("--steps", metavar="N", type=_whole(1), default=50, help="denoising steps (%(default)s)")
-    add("--cfg", metavar="W", type=_guidance, default=7.5, help="guidance scale (%(default)s)")
+    add("--cfg", metavar="W", type=_guidance, help="guidance scale (default: the model's own, else 7.5)")
     add("--sampler", choices=SAMPLERS, default="ddim", help="sampler (%(default)s)")
     add("--size", metavar="WxH", type=_size, help=f"pixels, at most {MAX_SIDE} a side (the model's own)")
     add("--count", metavar="N", type=_whole(1, MAX_COUNT), default=1, help="number of pictures (%(default)s)")

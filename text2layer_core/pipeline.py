@@ -133,7 +133,7 @@ class Text2LayerPipeline:
         height: int | None = None,
         seed: int = 0,
         steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         sampler: str = "ddim",
         callback: Callback | None = None,
         layers: TwoLayerImage | None = None,
@@ -148,7 +148,8 @@ class Text2LayerPipeline:
             height: the same.
             seed: in [0, 2^64 - number of prompts].
             steps: denoising steps, from 1 to the schedule's timesteps; the paper's 50.
-            guidance_scale: at least 0; the paper's 7.5; 1 turns guidance off.
+            guidance_scale: at least 0; by default the model's own (`Text2LayerModel.guidance_scale`); 1 turns guidance
+                off.
             sampler: "ddim" (the paper's) or "dpmpp".
             callback: called after each step with (step from 1, total, latents). What it raises ends the drawing.
             layers: a picture to start from, one for all prompts or one each, of the size asked for (img2img).
@@ -158,6 +159,7 @@ class Text2LayerPipeline:
             ValueError: if an argument is out of range, before any work; or if the model's output is not finite.
         """
         request = self._check(prompt, width, height, seed, layers)
+        guidance_scale = self.model.guidance_scale if guidance_scale is None else guidance_scale
         _check_sampling(self.model.schedule.num_train_timesteps, steps, guidance_scale, sampler, layers, strength)
         if not isinstance(negative_prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"negative_prompt must be a string, got {type(negative_prompt).__name__}")

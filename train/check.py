@@ -318,7 +318,7 @@ def run_check(arguments: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {"images": images_seen(model.card),
                               "autoencoder": check_autoencoder(model, held_out, arguments.scenes, device)}
     if pipeline is not None:
-        guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
+        guidance = arguments.cfg if arguments.cfg is not None else model.guidance_scale
         report["generation"] = check_generation(
             pipeline, train, held_out, arguments.prompts, steps=arguments.steps,
             guidance_scale=guidance, sampler=arguments.sampler, sheet=arguments.sheet,

@@ -60,7 +60,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     pipeline = Text2LayerPipeline.from_pretrained(path, device=device, text_encoder=arguments.text_encoder)
     model = pipeline.model
     source, judge, card = make_judge(arguments, model, device)
-    guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
+    guidance = arguments.cfg if arguments.cfg is not None else model.guidance_scale
     drawing = Drawing(count=arguments.count, seed=arguments.seed, steps=arguments.steps, guidance_scale=guidance,
                       sampler=arguments.sampler)
     weights = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -58,7 +58,7 @@ def draw_page(arguments: argparse.Namespace) -> None:
     evaluator = load_evaluator(arguments.evaluator)
     prompts = source.captions(_BEYOND, arguments.count)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    guidance = arguments.cfg if arguments.cfg is not None else float(model.card.get("guidance_scale", 7.5))
+    guidance = arguments.cfg if arguments.cfg is not None else model.guidance_scale
     drawn: list[TwoLayerImage] = []
     for i, prompt in enumerate(tqdm(prompts, desc="gallery", unit="picture", file=sys.stderr)):
         drawn.append(pipeline(prompt, seed=arguments.seed + i, steps=arguments.steps, guidance_scale=guidance).layers)

@@ -77,8 +77,7 @@ class DiffusionTrainingConfig:
         foreground_weight: what a latent cell that the mask covers counts beyond 1 (ours): the best prediction stays the
             same, but things are learnt sooner. 0 is the paper's plain loss.
         cached: samples encoded once to disk; 0 encodes every sample afresh.
-        guidance_scale: of the sample sheets; written in the card, it is what `train.check`, `train.evaluate` and the
-            gallery draw with, while command line, pipeline and node keep to the paper's 7.5.
+        guidance_scale: of the sample sheets; written in the card, it is what all but the nodes draw with by default.
         lora: trains an adapter of a checkpoint's UNet instead of a UNet: `lora.safetensors` in the run folder is the
             adapter, `model.safetensors` the base with it worked in.
 
