@@ -99,7 +99,7 @@ def claim_verdict(results: Results, claim: Claim) -> tuple[str, str]:
     where some overlap, or there is one seed alone, "leans yes" or "leans no" if all seeds have one sign.
     """
     pairs = [(found[claim.first][claim.figure], found[claim.second][claim.figure]) for found in results.values()
-             if claim.first in found and claim.second in found]
+             if all(claim.figure in found.get(name, {}) for name in (claim.first, claim.second))]
     if not pairs:
         return "-", "not run"
     shown = "; ".join(f"{first['value']:.3f} against {second['value']:.3f}" for first, second in pairs)
