@@ -232,7 +232,7 @@ weight as the rest of B. All but the last try were trained on another machine th
 balanced with seed 2 reached Frechet 0.036 ± 0.004, soft IOU 0.833 ± 0.013, thing 0.846 ± 0.033, leakage 0.607 ± 0.043.
 Against that F by area alone has most of the gain; the two terms that tie the layers to the picture bring the rest of
 the picture's quality, and nothing to the masks that the intervals would show. B by area costs the thing and the
-autoencoder's own mask. Not run yet: the paper's terms weighted by uncertainty, and 16 latent channels."""
+autoencoder's own mask; weights by uncertainty leave the paper's terms where they were. Not run yet: 16 channels."""
 _BALANCE_NOTE = """"Balanced" keeps the auxiliary head and changes the autoencoder's loss in four places: the
 foreground's L1 is normalised by the mask's area, with a tenth of the plain one beside it; its perceptual term is taken
 where the mask shows it; the composition of the predicted layers is compared with I (weight 1), and the auxiliary head's
