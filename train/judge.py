@@ -170,7 +170,7 @@ class PhotographJudge:
         if self._saliency is not None:
             seen = torch.cat([torch.stack(self._saliency(list(block)))
                               for block in compose(drawn.layers).split(_AT_ONCE)])
-            found = {**_agreement(drawn.layers.mask, seen), **found}
+            found = {**agreement(drawn.layers.mask, seen), **found}
         if self._clip is not None:
             composed = compose(drawn.layers)
             scores = clip_score(*self._clip, composed, self._source.captions(0, len(composed)))
@@ -183,7 +183,7 @@ class PhotographJudge:
             inception_features(self._network, composed), self._references)
 
 
-def _agreement(mask: Tensor, reference: Tensor) -> dict[str, Tensor]:
+def agreement(mask: Tensor, reference: Tensor) -> dict[str, Tensor]:
     """Of drawn masks with what a saliency model sees; E and F are their means over the thresholds."""
     return {
         "iou_saliency": metrics.iou(mask, reference),
@@ -260,7 +260,7 @@ class IconJudge:
             "place_top1": (self.evaluator.place_scores(composed)[:, self._places].argmax(1) == places).float(),
             "thing_top1_nearest_sprite": (
                 metrics.nearest_sprite(layers.foreground, layers.mask, self._bank) == things).float(),
-            **_agreement(layers.mask, self.evaluator.segment(composed)),
+            **agreement(layers.mask, self.evaluator.segment(composed)),
             "leakage": (self._thing_scores(layers.background).gather(1, things[:, None])[:, 0]
                         > self.threshold).float(),
             **layer_figures(drawn),

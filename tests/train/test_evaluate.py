@@ -31,7 +31,7 @@ from train.evaluate import main
 from train.evaluator import save_evaluator
 from train.icons.source import IconsConfig, IconSource
 from train.icons.sprites import SpriteCache
-from train.judge import Drawing, Drawn, IconJudge, Interval, draw, mean_interval, resampled_distance
+from train.judge import Drawing, Drawn, IconJudge, Interval, agreement, draw, mean_interval, resampled_distance
 
 LFS_POINTER = """version https://git-lfs.github.com/spec/v1
 oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
@@ -185,11 +185,39 @@ def test_other_weights_under_the_same_card_are_drawn_anew(
     assert json.loads(capsys.readouterr().out)["model"]["similarity"] != first["model"]["similarity"]
 
 
+def test_the_prompts_are_those_of_the_split(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Another split, other prompts: nothing that was drawn of one is taken for the other."""
+    found = []
+    for split in ("held_out", "train"):
+        assert call({**files, "--split": split}, "--json") == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [report["split"] for report in found] == ["held_out", "train"]
+    assert found[0]["truth"] != found[1]["truth"]
+    assert found[0]["model"] != found[1]["model"]
+
+
+def test_agreement_by_hand() -> None:
+    """0.6 on the left half, where the reference is 1: cut at 0.5 they are one, soft they share 0.6.
+
+    The measures of salient object detection stretch the map to [0, 1] first: here it is the reference then.
+    """
+    mask, reference = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    mask[..., :4], reference[..., :4] = 0.6, 1
+    found = {name: float(values) for name, values in agreement(mask, reference).items()}
+    assert found["iou_saliency"] == 1
+    assert found["soft_iou_saliency"] == pytest.approx(0.6)
+    assert found["mae_saliency"] == pytest.approx(0)
+    assert found["s_measure"] == pytest.approx(1)
+    assert found["e_measure"] > 0.95
+    assert found["f_measure"] > 0.95
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"--count": "3", "--steps": "0"}, "--count must be at least 10, got 3; --steps must be at least 1, got 0"),
     ({"--cfg": "nan"}, "--cfg must be finite and at least 0, got nan"),
     ({"--evaluator": "none.safetensors"}, "the icon evaluator must be a file, found none at none.safetensors"),
     ({"--data": "none-*.tar"}, "shards of the split held_out must exist"),
+    ({"--data": "none-*.tar", "--split": "train"}, "--split train must go with --data icons, got none-*.tar"),
 ])
 def test_bad_input(
     files: dict[str, str], options: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]

@@ -246,3 +246,12 @@ def test_a_broken_index_is_made_anew(
 def test_nowhere_to_keep_the_index(config: ShardsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "train-0.tar" / "index")
     assert len(ShardSource(config, 8, seed=4)) == 5
+
+
+def test_a_shard_that_was_replaced(config: ShardsConfig, tmp_path: Path) -> None:
+    """What lies where the samples lay is no picture; the shard is named, and the place where its name is gone."""
+    source = ShardSource(config, 8, seed=4)
+    for path in tmp_path.glob("train-*.tar"):
+        write(path, {})
+    with pytest.raises(ValueError, match=r"^sample at byte \d+ of .*train-\d.tar must hold readable pictures, got "):
+        source.batch(0, 1)

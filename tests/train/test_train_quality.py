@@ -285,11 +285,11 @@ def test_figures_are_of_samples_that_did_not_choose() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mask", "inpainting"])
 def test_it_learns_to_judge(values: dict[str, Any], tmp_path: Path, kind: str) -> None:
-    """4,800 pictures of 600 broken scenes: other scenes are judged far better than by chance."""
-    values.update(kind=kind, cached=600, held_out=200)
+    """4,800 pictures of 1,200 broken scenes: other scenes are judged far better than by chance."""
+    values.update(kind=kind, cached=1200, held_out=200)
     values["training"].update(images=4800, save_images=4800, sheet_images=4800, ema_half_life=200)
     values["network"].update(width=0.25, depth=0.5)
     assert main(command(values, tmp_path)) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["auc"] > 0.7, "0.74 with one thread"
+    assert report["auc"] > 0.75
     assert report["precision"] > report["good"]
