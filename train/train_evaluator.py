@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ class EvaluatorTrainingConfig:
         run: run folder, outside the checkout.
         data: icons; its size is that of the held-out figures.
         evaluator: sizes of the networks.
+        networks: which of the two to train; with one alone the other stays as --init-from has it.
         sizes: pixels a side of the batches, in turn, multiples of 16.
         cached: must stay 0: scenes are drawn afresh.
     """
@@ -55,6 +57,7 @@ class EvaluatorTrainingConfig:
     data: DataConfig
     evaluator: EvaluatorConfig
     training: TrainingConfig
+    networks: tuple[Literal["matcher", "segmenter"], ...] = ("matcher", "segmenter")
     sizes: tuple[int, ...] = (64,)
     cached: int = 0
 
@@ -62,6 +65,8 @@ class EvaluatorTrainingConfig:
         """Checks the numbers."""
         if self.cached:
             raise ValueError(f"cached must be 0, got {self.cached}")
+        if not self.networks or len(set(self.networks)) < len(self.networks):
+            raise ValueError(f"networks must be matcher, segmenter or both, got {list(self.networks)}")
         if not self.sizes or any(size < 16 or size % 16 for size in self.sizes):
             raise ValueError(f"sizes must be multiples of 16, got {list(self.sizes)}")
 
@@ -132,11 +137,12 @@ class EvaluatorTask:
         captions = [*sources[0].captions(0, _TOKENIZER_CAPTIONS), NOTHING, NOTHING]
         tokenizer = train_tokenizer(captions, config.evaluator.text.vocab_size)
         self.evaluator = IconEvaluator(config.evaluator, tokenizer.to_str(), *source_vocabulary(sources[0]))
+        nn.utils.convert_conv2d_weight_memory_format(self.evaluator.segmenter, torch.channels_last)  # quicker on CPUs
         self._keys = [thing.key for thing in sources[0].things]
-        self.objectives: Sequence[Objective] = (
-            Objective("matcher", MatcherObjective(self.evaluator)),
-            Objective("segmenter", SegmenterObjective(self.evaluator)),
-        )
+        objectives = {"matcher": MatcherObjective, "segmenter": SegmenterObjective}
+        self.objectives: Sequence[Objective] = [
+            Objective(name, objectives[name](self.evaluator)) for name in config.networks
+        ]
         self.ema_of: nn.Module = self.evaluator
 
     def batch(self, part: Part, device: torch.device) -> EvaluatorBatch:

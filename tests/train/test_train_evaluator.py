@@ -138,8 +138,25 @@ def test_init_from_brings_its_tokenizer(values: dict[str, Any], tmp_path: Path) 
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
+def test_one_network_alone(values: dict[str, Any], tmp_path: Path) -> None:
+    """The segmenter is trained, and no tensor of the other changes, BatchNorm's statistics among them."""
+    values["networks"] = ["segmenter"]
+    torch.manual_seed(0)
+    first = make_task(parse(values, EvaluatorTrainingConfig, "test"), CPU).evaluator
+    save_evaluator(tmp_path / "a.safetensors", first)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(values))
+    assert train_evaluator.main(["--config", str(config), "--init-from", str(tmp_path / "a.safetensors")]) == 0
+    before, after = (load_evaluator(path).state_dict() for path in (
+        tmp_path / "a.safetensors", tmp_path / "run" / "model.safetensors"))
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"segmenter"}
+
+
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("cached", 8, "cached must be 0, got 8"), ("sizes", [40], "sizes must be multiples of 16"),
+    ("networks", [], r"networks must be matcher, segmenter or both, got \[\]"),
+    ("networks", ["segmenter", "segmenter"], "networks must be matcher, segmenter or both"),
 ])
 def test_bad_config(values: dict[str, Any], key: str, value: object, message: str) -> None:
     values[key] = value
