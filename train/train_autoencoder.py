@@ -29,11 +29,8 @@ from train.data import (
 )
 from train.engine import Objective, Part, TrainingConfig
 from train.estimate import Rehearsal
-from train.latents import weights_digest
 from train.launch import launch
 from train.pictures import save_grid
-from train.redrawn import RedrawConfig, RedrawnLatents
-from train.samples import epoch_rows
 
 _SHEET_ROWS = 8
 _WEIGHED = ("foreground", "background", "composed", "perceptual", "mask")  # by uncertainty, where so configured
@@ -89,8 +86,6 @@ class AutoencoderTrainingConfig:
         latent_noise: most noise that the decoder gets on top of the posterior's, in standard deviations of a sample's
             latents, at a level for each sample between 0 and this. A UNet's latents are never exact: a decoder that
             has seen such ones leaves less of the thing in the background. 0 is the paper's.
-        redraw: trains the decoder on latents that a UNet has redrawn; needs frozen_encoder and cached, and that
-            UNet's autoencoder as --init-from. None is the paper's.
         frozen_batch_norm: the heads' BatchNorm stays in eval mode, with the running statistics it has: for small
             batches, and so that several processes compute what one does. For that, losses.adversarial must be 0 too:
             each process weighs the adversarial term by its own samples, and on CPUs the discriminator's BatchNorm is
@@ -106,7 +101,6 @@ class AutoencoderTrainingConfig:
     cached: int = 0
     frozen_encoder: bool = False
     latent_noise: float = 0.0
-    redraw: RedrawConfig | None = None
     frozen_batch_norm: bool = False
     align_latents: AlignLatents | None = None
 
@@ -115,9 +109,6 @@ class AutoencoderTrainingConfig:
         for name, value in (("cached", self.cached), ("latent_noise", self.latent_noise)):
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        if self.redraw is not None and not (self.frozen_encoder and self.cached):
-            raise ValueError("redraw needs frozen_encoder: true and cached samples, "
-                             f"got {str(self.frozen_encoder).lower()} and {self.cached}")
 
 
 @dataclass
@@ -129,7 +120,6 @@ class AutoencoderBatch:
         noise: of the latents, (n, C, h, w).
         adversarial: whether the adversarial terms have set in.
         noise_level: of each sample, (n, 1, 1, 1), in standard deviations of its latents; see `latent_noise`.
-        redrawn: what a UNet made of the posterior's means, (n, C, h, w), in their place; see `redraw`.
         reconstructions: what the autoencoder makes of it, for the discriminator.
     """
 
@@ -137,7 +127,6 @@ class AutoencoderBatch:
     noise: Tensor
     adversarial: bool
     noise_level: Tensor | None = None
-    redrawn: Tensor | None = None
     reconstructions: list[Tensor] = field(default_factory=list[Tensor])
 
 
@@ -257,10 +246,10 @@ class AutoencoderTask:
 
     def __init__(
         self, config: AutoencoderTrainingConfig, source: Source, perceptual: losses.PerceptualNetwork | None = None,
-        held_out: Source | None = None, reference: LatentReference | None = None, redrawn: RedrawnLatents | None = None,
+        held_out: Source | None = None, reference: LatentReference | None = None,
     ) -> None:
         """Builds the networks with the current seed; LPIPS's network is needed where the config asks for LPIPS."""
-        self._config, self._source, self._held_out, self._redrawn = config, source, held_out, redrawn
+        self._config, self._source, self._held_out = config, source, held_out
         self.autoencoder = CaT2IAutoencoder(config.autoencoder)
         if config.training.gradient_checkpointing:
             self.autoencoder.checkpoint_blocks()
@@ -281,11 +270,7 @@ class AutoencoderTask:
 
     def batch(self, part: Part, device: torch.device) -> AutoencoderBatch:
         """Samples and their latent noise."""
-        batch = draw_batch(self._config, self._source, part, device)
-        if self._redrawn is not None:
-            rows = epoch_rows(self._config.data.seed, part.start, part.count, self._config.cached)
-            batch.redrawn = self._redrawn[rows].to(device)
-        return batch
+        return draw_batch(self._config, self._source, part, device)
 
     def read_ahead(self, indices: Sequence[int]) -> None:
         """Begins to read the samples of the next step."""
@@ -319,9 +304,6 @@ class AutoencoderTask:
         if model.autoencoder.config != self._config.autoencoder:
             raise ValueError(f"--init-from must hold the configured autoencoder, got {model.autoencoder.config}")
         self.autoencoder.load_state_dict(model.autoencoder.state_dict())
-        digest = weights_digest(self.autoencoder.encoder, self.autoencoder.quant_conv)
-        if self._redrawn is not None and digest != self._redrawn.encoder_digest:
-            raise ValueError(f"--init-from must hold the encoder of redraw's model, got another in {path}")
         return int(model.card.get("images", 0)) if model.card.get("stage") == "autoencoder" else 0
 
 
@@ -342,11 +324,10 @@ def draw_batch(
 
 def _inexact(distribution: LatentDistribution, batch: AutoencoderBatch) -> Tensor:
     """Draws of z with the posterior's noise and the batch's on top, which sum to one Gaussian."""
-    mean = distribution.mean if batch.redrawn is None else batch.redrawn
     if batch.noise_level is None:
-        return mean + torch.exp(0.5 * distribution.logvar) * batch.noise
+        return distribution.mean + torch.exp(0.5 * distribution.logvar) * batch.noise
     added = (batch.noise_level * distribution.mean.detach().float().std(dim=(1, 2, 3), keepdim=True)).square()
-    return mean + (torch.exp(distribution.logvar) + added).sqrt() * batch.noise
+    return distribution.mean + (torch.exp(distribution.logvar) + added).sqrt() * batch.noise
 
 
 def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> AutoencoderTask:
@@ -355,10 +336,6 @@ def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> Autoen
     stride = config.autoencoder.downscale
     if source.size % stride:
         raise ValueError(f"data: size must be a multiple of the autoencoder's stride {stride}, got {source.size}")
-    redrawn = None
-    if config.redraw is not None:
-        folder = expand(config.run) / "redrawn"
-        redrawn = RedrawnLatents(config.redraw, source, config.data, folder, config.cached, device)
     if config.cached:
         source = CachedSource(source, expand(config.run) / "cache", config.cached, config.data, device)
     lpips = config.losses.perceptual == "lpips" and config.losses.perceptual_weight > 0
@@ -366,7 +343,7 @@ def make_task(config: AutoencoderTrainingConfig, device: torch.device) -> Autoen
     reference = None
     if config.align_latents is not None:
         reference = open_reference(config.align_latents, config.autoencoder, source, device)
-    return AutoencoderTask(config, source, _lpips(device) if lpips else None, held_out, reference, redrawn)
+    return AutoencoderTask(config, source, _lpips(device) if lpips else None, held_out, reference)
 
 
 def rehearse(config: AutoencoderTrainingConfig) -> Rehearsal:
