@@ -76,6 +76,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "images": images_seen(model.card), "split": arguments.split, **asdict(drawing),
         "references": arguments.references, "judge": card,
         **{who: {name: asdict(figure) for name, figure in found.items()} for who, found in table.items()},
+        **(judge.by_word(figures["model"]) if isinstance(judge, IconJudge) else {}),
     }
     (arguments.out / "report.json").write_text(json.dumps(_plain(report), indent=1), encoding="utf-8")
     if sorted_by := [name for name in _SORTED_BY if name in figures["model"]]:

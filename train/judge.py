@@ -266,6 +266,19 @@ class IconJudge:
             **layer_figures(drawn),
         }
 
+    def by_word(self, figures: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, float]]]:
+        """The means of `figures` over the pictures of each thing and of each place that was asked for."""
+        labels = self._source.labels(0, len(next(iter(figures.values()))))
+        words = ([thing.name for thing in self._source.things], self._source.places)
+        return {
+            kind: {
+                names[word]: {"pictures": int((asked == word).sum()),
+                              **{name: float(values[asked == word].nanmean()) for name, values in figures.items()}}
+                for word in asked.unique().tolist()
+            }
+            for kind, names, asked in zip(("by_thing", "by_place"), words, labels, strict=True)
+        }
+
     def distances(self, composed: Tensor) -> dict[str, Interval]:
         """Frechet and kernel distance of composed pictures (n, 3, H, W) to the references."""
         return _distances(self.evaluator.features(composed), self.references)

@@ -122,6 +122,21 @@ def test_one_true_background_in_a_hundred_counts_as_leaking(source: IconSource, 
     assert float((scores > judge.threshold).float().mean()) == pytest.approx(0.01, abs=0.008)
 
 
+def test_means_of_each_thing_and_place(source: IconSource, sprites: SpriteCache) -> None:
+    """By hand from the scenes; a figure that a picture lacks is left out of the mean."""
+    figures = {"index": torch.arange(24.0), "gaps": torch.where(torch.arange(24) % 2 > 0, torch.arange(24.0), math.nan)}
+    found = IconJudge(make_evaluator(sprites), source, 8).by_word(figures)
+    scenes = source.scenes(0, 24)
+    for kind, words in (("by_thing", [scene.thing.name for scene in scenes]), ("by_place", [s.place for s in scenes])):
+        assert set(found[kind]) == set(words)
+        for word, means in found[kind].items():
+            rows = [row for row, other in enumerate(words) if other == word]
+            assert means["pictures"] == len(rows)
+            assert means["index"] == pytest.approx(sum(rows) / len(rows))
+            odd = [row for row in rows if row % 2]
+            assert means["gaps"] == pytest.approx(sum(odd) / len(odd) if odd else math.nan, nan_ok=True)
+
+
 def test_unknown_words(source: IconSource, sprites: SpriteCache) -> None:
     with pytest.raises(ValueError, match="must know every thing and place, got beach"):
         IconJudge(make_evaluator(sprites, PLACES[:1] + PLACES[2:]), source, 8)
@@ -163,6 +178,7 @@ def test_the_command(files: dict[str, str], capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out) == first
     assert json.loads((out / "report.json").read_text()) == first
     assert first["truth"]["thing_top1_nearest_sprite"]["value"] > 0.6
+    assert sum(found["pictures"] for found in first["by_place"].values()) == 12
     with Image.open(out / "sheet.png") as sheet, Image.open(out / "masks.png") as plots:
         assert sheet.size == (8 * 32, 12 * 32)
         assert plots.width > 800
