@@ -15,6 +15,7 @@ from train.latents import weights_digest
 from train.train_diffusion import load_text_encoder
 
 if TYPE_CHECKING:
+    from train.evaluator import IconEvaluator
     from train.tables import TablesConfig
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ def stored(path: Path, key: object, make: Callable[[], T]) -> T:
     return figures
 
 
-def read_records(page: Path, config: TablesConfig) -> dict[int, dict[str, Any]]:
+def read_records(page: Path, config: TablesConfig, judge: IconEvaluator) -> dict[int, dict[str, Any]]:
     """The figures beside a page, seed -> system -> figures.
 
     Raises:
@@ -49,7 +50,7 @@ def read_records(page: Path, config: TablesConfig) -> dict[int, dict[str, Any]]:
     record = read_json(path)
     if record.keys() != {"recipe", "seeds"}:
         raise ValueError(f"{path} must be the figures that train.tables wrote, got another file: choose another --out")
-    wanted = recipe(config)
+    wanted = recipe(config, judge)
     if changed := sorted(key for key in wanted.keys() | record["recipe"].keys()
                          if wanted.get(key) != record["recipe"].get(key)):
         raise ValueError(f"{path} must hold figures of the config's recipe, got another {', '.join(changed)}: "
@@ -57,16 +58,18 @@ def read_records(page: Path, config: TablesConfig) -> dict[int, dict[str, Any]]:
     return {int(seed): systems for seed, systems in record["seeds"].items()}
 
 
-def write_records(page: Path, config: TablesConfig, results: Mapping[int, Mapping[str, Any]]) -> None:
+def write_records(
+    page: Path, config: TablesConfig, judge: IconEvaluator, results: Mapping[int, Mapping[str, Any]]
+) -> None:
     """Writes the figures beside a page."""
-    record = {"recipe": recipe(config), "seeds": {str(seed): results[seed] for seed in sorted(results)}}
+    record = {"recipe": recipe(config, judge), "seeds": {str(seed): results[seed] for seed in sorted(results)}}
     write_text(page.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
 
-def recipe(config: TablesConfig) -> dict[str, Any]:
+def recipe(config: TablesConfig, judge: IconEvaluator) -> dict[str, Any]:
     """What the figures depend on, as JSON has it: what is not the default, so that new options change nothing.
 
-    Of the text encoder the weights count, not the path.
+    Of text encoder and judge the weights count, not the path.
 
     Raises:
         ValueError: the config's text is no checkpoint with a text encoder.
@@ -79,7 +82,8 @@ def recipe(config: TablesConfig) -> dict[str, Any]:
         return {item.name: chosen(getattr(section, item.name)) for item in fields(section)
                 if item.name not in skipped and getattr(section, item.name) != item.default}
 
-    return {**json.loads(json.dumps(chosen(config))), "text_encoder": text_digest(config)}
+    return {**json.loads(json.dumps(chosen(config))), "text_encoder": text_digest(config),
+            "judge": weights_digest(judge)}
 
 
 def text_digest(config: TablesConfig) -> str:

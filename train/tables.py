@@ -358,16 +358,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_tables(arguments: argparse.Namespace) -> None:
     """Checks everything, trains, judges, and writes the page; raises what `exit_status` takes."""
     config = load_config(arguments.config, arguments.set, TablesConfig)
-    results = read_records(arguments.out, config) if arguments.out else {}
     unknown = set(arguments.seeds or ()) - set(config.seeds)
     if unknown:
         raise ValueError(f"--seeds must be among {list(config.seeds)}, got {sorted(unknown)}")
     evaluator = None
+    results: dict[int, dict[str, Any]] = {}
     if not arguments.train_only:
         evaluator = load_evaluator(arguments.evaluator)
         check_words(evaluator, unseen_scenes(config.data))
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        if arguments.out is not None:
+            results = read_records(arguments.out, config, evaluator)
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
     systems = arguments.systems or [name for name in SYSTEMS if name != "filtered" or config.filters is not None]
     shops = {seed: Workshop(config, seed) for seed in arguments.seeds or config.seeds}
     for shop in shops.values():
@@ -382,7 +383,7 @@ def make_tables(arguments: argparse.Namespace) -> None:
     write_page(arguments.out, write_tables(config, results, titles,
                                            {name for name, system in SYSTEMS.items() if system.tried}))
     if arguments.out is not None:
-        write_records(arguments.out, config, results)
+        write_records(arguments.out, config, evaluator, results)
 
 
 def write_page(path: Path | None, text: str) -> None:

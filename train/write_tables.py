@@ -207,8 +207,8 @@ weighted more; the text encoder is that of an earlier state of the bundled model
 cb38821:models/text2layer-mini.safetensors > third.safetensors`, then `--set text=third.safetensors`); Frechet distance,
 similarity and soft IOU are those of the icon evaluator (models/README.md) instead of Inception, CLIP and ICON, so that
 only comparisons within a column mean anything. Its first state judges all rows (`git show
-ea1bf2b:models/icon-evaluator.safetensors > judge.safetensors`, then `--evaluator judge.safetensors`), since its
-segmenter alone has been trained on since.
+ea1bf2b:models/icon-evaluator.safetensors > judge.safetensors`, then `--evaluator judge.safetensors`); its
+segmenter was trained on afterwards.
 The image autoencoder of SD-AE-UNet and SD-L2I has CaT2I-AE's trunk and saw F, B, m and I in equal
 shares, so that, unlike Stable Diffusion's, it knows masks; its latents have as many channels each as CaT2I-AE's.
 The fine-tuned system starts from SD-L2I's weights and sees {tuned:.0%} of the images. A share of {share:.0%} of the

@@ -18,7 +18,7 @@ from text2layer_core.checkpoint import save_checkpoint
 from text2layer_core.quality import QualityConfig, QualityFilter, save_quality_filter
 from train import table_records, tables
 from train.config import load_config, parse
-from train.evaluator import save_evaluator
+from train.evaluator import load_evaluator, save_evaluator
 from train.icons.sprites import SpriteCache
 from train.judge import Interval
 from train.table_records import read_records
@@ -100,7 +100,7 @@ def test_every_system_and_what_is_done_is_skipped(
 
 
 def test_figures_of_other_runs_stay_on_the_page(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], sprites: SpriteCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two seeds by two calls, the second where nothing of the first run is left; another recipe's do not mix."""
     assert main([*command, "--seeds", "1", "--systems", "cat2i"]) == 0
@@ -111,7 +111,11 @@ def test_figures_of_other_runs_stay_on_the_page(
     rows = (tmp_path / "tables.md").read_text().count("| CaT2I-AE-SD |")
     assert rows == 4  # two seeds among the systems and among the autoencoders
     assert main([*second, "--set", "references=8"]) == 2
-    assert "must hold figures of the config's recipe" in capsys.readouterr().err
+    assert "must hold figures of the config's recipe, got another references:" in capsys.readouterr().err
+    torch.manual_seed(1)
+    save_evaluator(tmp_path / "evaluator.safetensors", make_evaluator(sprites))
+    assert main(second) == 2
+    assert "must hold figures of the config's recipe, got another judge:" in capsys.readouterr().err
 
 
 def test_a_run_folder_of_another_text_encoder(
@@ -160,13 +164,14 @@ def test_bad_input(command: list[str], extra: list[str], message: str, capsys: p
 
 
 def test_the_page_is_what_its_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its text encoder is an earlier state's of the bundled model, which a checkout no longer has as a file."""
+    """Text encoder and judge are earlier states of the shipped ones, which a checkout no longer has as files."""
     docs = Path(tables.__file__).parents[1] / "docs"
-    known = json.loads((docs / "tables.json").read_text())["recipe"]["text_encoder"]
-    monkeypatch.setattr(table_records, "text_digest", lambda config: known)
+    known = json.loads((docs / "tables.json").read_text())["recipe"]
+    monkeypatch.setattr(table_records, "text_digest", lambda config: known["text_encoder"])
+    monkeypatch.setattr(table_records, "weights_digest", lambda judge: known["judge"])
     config = load_config(Path(tables.__file__).parent / "configs" / "tables.yaml", [], TablesConfig)
     titles = {name: system.title for name, system in SYSTEMS.items()}
-    page = write_tables(config, read_records(docs / "tables.md", config), titles,
+    page = write_tables(config, read_records(docs / "tables.md", config, load_evaluator()), titles,
                         {name for name, system in SYSTEMS.items() if system.tried})
     assert (docs / "tables.md").read_text(encoding="utf-8") == page
 
