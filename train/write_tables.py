@@ -232,12 +232,13 @@ every digit; on another its autoencoder had differed by 0.02 dB, why is not know
 distance of 0.057 instead of 0.036 and a soft IOU of 0.798 instead of 0.833."""
 _TRIES_NOTE = """Every try, beside the paper's two variants and the balanced one. "F by area" is the
 foreground's L1 normalised by the mask's area, and "B by area" the background's where the mask covers it, with the same
-weight as the rest of B. All but the last try were trained on another machine than the rows above them, on which
-balanced with seed 2 reached Frechet 0.036 ± 0.004, soft IOU 0.833 ± 0.013, thing 0.846 ± 0.033, leakage 0.607 ± 0.043.
-Against that F by area alone has most of the gain; the two terms that tie the layers to the picture bring the rest of
-the picture's quality, and nothing to the masks that the intervals would show. B by area costs the thing and the
-autoencoder's own mask; weights by uncertainty leave the paper's terms where they were. The last try may have had the
-bundled model's next text encoder: none was recorded then. Not run yet: 16 channels."""
+weight as the rest of B. All tries but 16 channels and the last were trained on one machine, another than that of the
+rows above them, on which balanced with seed 2 reached Frechet 0.036 ± 0.004, soft IOU 0.833 ± 0.013, thing 0.846 ±
+0.033, leakage 0.607 ± 0.043. Against that F by area alone has most of the gain; the two terms that tie the layers to
+the picture bring the rest of the picture's quality, and nothing to the masks that the intervals would show. B by area
+costs the thing and the autoencoder's own mask; weights by uncertainty leave the paper's terms where they were. 16
+channels (a third machine) draw pictures and masks as good within the intervals and leave more in the background. The
+last try may have had the bundled model's next text encoder: none was recorded then."""
 _BALANCE_NOTE = """"Balanced" keeps the auxiliary head and changes the autoencoder's loss in four places: the
 foreground's L1 is normalised by the mask's area, with a tenth of the plain one beside it; its perceptual term is taken
 where the mask shows it; the composition of the predicted layers is compared with I (weight 1), and the auxiliary head's
