@@ -75,7 +75,7 @@ def soft_iou(prediction: Tensor, target: Tensor) -> Tensor:
     prediction, target = widen(prediction), widen(target)
     union = torch.maximum(prediction, target).sum(dim=(1, 2, 3))
     overlap = torch.minimum(prediction, target).sum(dim=(1, 2, 3))
-    return torch.where(union > 0, overlap / union, 1.0)
+    return torch.where(union > 0, overlap / torch.where(union > 0, union, 1.0), 1.0)  # no 0 / 0 for the gradient either
 
 
 def iou(prediction: Tensor, target: Tensor) -> Tensor:

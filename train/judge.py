@@ -267,7 +267,7 @@ class IconJudge:
         }
 
     def by_word(self, figures: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, float]]]:
-        """The means of `figures` over the pictures of each thing and of each place that was asked for."""
+        """The means of `figures` over the pictures of each thing and of each place in the prompts."""
         labels = self._source.labels(0, len(next(iter(figures.values()))))
         words = ([thing.name for thing in self._source.things], self._source.places)
         return {

@@ -347,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="rows (default: all; filtered only where the config has filters)")
     parser.add_argument("--seeds", nargs="+", type=int, help="some of the config's (default: all)")
     parser.add_argument("--evaluator", type=Path, help="icon evaluator (default: the one beside the bundled model)")
-    parser.add_argument("--train-only", action="store_true", help="train without judging: needs no evaluator")
+    parser.add_argument("--train-only", action="store_true", help="train alone: needs no evaluator, writes no page")
     parser.add_argument("--out", type=Path, metavar="FILE.md",
                         help="page to write (default: print); figures go into FILE.json, and what that holds of other "
                              "systems and seeds stays on the page")

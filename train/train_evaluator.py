@@ -49,7 +49,7 @@ class EvaluatorTrainingConfig:
         run: run folder, outside the checkout.
         data: icons; its size is that of the held-out figures.
         evaluator: sizes of the networks.
-        networks: which of the two to train; with one alone the other stays as --init-from has it.
+        networks: which of the two to train; with one alone the other stays as --init-from has it, or untrained.
         sizes: pixels a side of the batches, in turn, multiples of 16.
         cached: must stay 0: scenes are drawn afresh.
     """

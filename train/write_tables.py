@@ -206,9 +206,9 @@ discriminator, and a gradient loss in LPIPS's place; v-prediction, with the late
 weighted more; the text encoder is that of an earlier state of the bundled model, frozen (`git show
 cb38821:models/text2layer-mini.safetensors > third.safetensors`, then `--set text=third.safetensors`); Frechet distance,
 similarity and soft IOU are those of the icon evaluator (models/README.md) instead of Inception, CLIP and ICON, so that
-only comparisons within a column mean anything. Its first state judges all rows (`git show
-ea1bf2b:models/icon-evaluator.safetensors > judge.safetensors`, then `--evaluator judge.safetensors`); its
-segmenter was trained on afterwards.
+only comparisons within a column mean anything. The evaluator's first state judges all rows (`git show
+ea1bf2b:models/icon-evaluator.safetensors > judge.safetensors`, then `--evaluator judge.safetensors`); its segmenter was
+trained further afterwards.
 The image autoencoder of SD-AE-UNet and SD-L2I has CaT2I-AE's trunk and saw F, B, m and I in equal
 shares, so that, unlike Stable Diffusion's, it knows masks; its latents have as many channels each as CaT2I-AE's.
 The fine-tuned system starts from SD-L2I's weights and sees {tuned:.0%} of the images. A share of {share:.0%} of the
@@ -227,9 +227,10 @@ the digits shown."""
 _VERDICT_NOTE = """"yes" and "no": two seeds or more agree and the intervals are apart in each. "leans": the
 seeds agree but some intervals overlap, or there is one seed alone. "undecided": the seeds disagree. The intervals are
 those of the pictures drawn; another training, with the other seed, can move a figure further than they say, as the rows
-above show. So can another machine: the balanced system with seed 2, trained twice on one, gave the same figures to
-every digit; on another its autoencoder had differed by 0.02 dB, why is not known, and the pictures had a Frechet
-distance of 0.057 instead of 0.036 and a soft IOU of 0.798 instead of 0.833."""
+above show. So can another machine (SD-AE-UNet's seed 2 was trained on another than CaT2I-AE-SD's): the balanced system
+with seed 2, trained twice on one, gave the same figures to every digit; on another its autoencoder had differed by 0.02
+dB, why is not known, and the pictures had a Frechet distance of 0.057 instead of 0.036 and a soft IOU of 0.798 instead
+of 0.833."""
 _TRIES_NOTE = """Every try, beside the paper's two variants and the balanced one. "F by area" is the
 foreground's L1 normalised by the mask's area, and "B by area" the background's where the mask covers it, with the same
 weight as the rest of B. All tries but 16 channels and the last were trained on one machine, another than that of the
@@ -237,8 +238,9 @@ rows above them, on which balanced with seed 2 reached Frechet 0.036 ± 0.004, s
 0.033, leakage 0.607 ± 0.043. Against that F by area alone has most of the gain; the two terms that tie the layers to
 the picture bring the rest of the picture's quality, and nothing to the masks that the intervals would show. B by area
 costs the thing and the autoencoder's own mask; weights by uncertainty leave the paper's terms where they were. 16
-channels (a third machine) draw pictures and masks as good within the intervals and leave more in the background. The
-last try may have had the bundled model's next text encoder: none was recorded then."""
+channels were trained on a third machine, so that what sets them apart from either balanced run (picture and mask at
+least as good, more of the thing in the background, more of a ghost) need not be the channels. The last try may have had
+the bundled model's next text encoder: none was recorded then."""
 _BALANCE_NOTE = """"Balanced" keeps the auxiliary head and changes the autoencoder's loss in four places: the
 foreground's L1 is normalised by the mask's area, with a tenth of the plain one beside it; its perceptual term is taken
 where the mask shows it; the composition of the predicted layers is compared with I (weight 1), and the auxiliary head's

@@ -59,9 +59,9 @@ def test_it_sees_scenes_that_it_was_not_trained_on(evaluator: IconEvaluator, sou
     found = held_out_figures(evaluator, source, 64)
     assert found["thing_top1"] >= 0.92
     assert found["place_top1"] >= 0.98
-    assert found["segmenter_iou"] >= 0.95
-    assert found["segmenter_soft_iou"] >= 0.95
-    assert found["segmenter_mask_on_backgrounds"] <= 0.001
+    assert found["segmenter_iou"] >= 0.96
+    assert found["segmenter_soft_iou"] >= 0.955
+    assert found["segmenter_mask_on_backgrounds"] <= 0.0003
 
 
 def test_leakage_catches_a_thing_left_in_the_background(evaluator: IconEvaluator, source: IconSource) -> None:

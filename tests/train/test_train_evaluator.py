@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,10 +20,10 @@ from train import check_evaluator, train_evaluator
 from train.config import parse
 from train.data import open_source
 from train.engine import Part
-from train.evaluator import NOTHING, load_evaluator, place_texts, save_evaluator, thing_texts
+from train.evaluator import NOTHING, IconEvaluator, load_evaluator, place_texts, save_evaluator, thing_texts
 from train.icons.source import IconSource
 from train.icons.sprites import SpriteCache
-from train.train_evaluator import EvaluatorTrainingConfig, make_task
+from train.train_evaluator import EvaluatorBatch, EvaluatorTrainingConfig, SegmenterObjective, make_task
 
 CPU = torch.device("cpu")
 
@@ -136,6 +138,40 @@ def test_init_from_brings_its_tokenizer(values: dict[str, Any], tmp_path: Path) 
     with torch.no_grad():
         losses = [float(task.objectives[0].module(task.batch(Part(0, 16), CPU))["loss"]) for task in (first, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def segmenter_losses(logits: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The objective on a segmenter that says `logits`."""
+    count = len(logits)
+    evaluator = SimpleNamespace(segmenter=lambda pictures: pictures)
+    objective = SegmenterObjective(cast("IconEvaluator", evaluator))
+    nothing = torch.zeros(count, dtype=torch.long)
+    return objective(EvaluatorBatch(logits, masks, nothing[:, None], nothing, nothing))
+
+
+def test_segmenter_losses_by_hand() -> None:
+    """A bare picture counts for neither IoU, a mask below 0.5 not for the outline's."""
+    masks = torch.tensor([[1.0, 0.6], [0.4, 0.2], [0.0, 0.0]]).view(3, 1, 1, 2)
+    found = torch.tensor([[0.9, 0.4], [0.4, 0.1], [0.1, 0.1]]).view(3, 1, 1, 2)
+    losses = segmenter_losses(found.logit(), masks)
+    assert float(losses["iou"]) == pytest.approx((1.3 / 1.6 + 0.5 / 0.6) / 2)
+    sharp = [(6 * math.log(p / (1 - p))) for p in (0.9, 0.4)]
+    assert float(losses["outline"]) == pytest.approx(sum(1 / (1 + math.exp(-x)) for x in sharp) / 2, rel=1e-5)
+    entropy = -(masks * found.log() + (1 - masks) * (1 - found).log()).mean()
+    assert float(losses["loss"]) == pytest.approx(float(entropy + 2 - losses["iou"] - losses["outline"]), rel=1e-5)
+
+
+def test_segmenter_gradients_are_finite_where_nothing_is_found() -> None:
+    """Logits whose sigmoid is 0 in float32, on a bare picture; also in a batch of bare pictures alone."""
+    for alpha in (1.0, 0.0):
+        logits = torch.full((2, 1, 4, 4), -120.0, requires_grad=True)
+        masks = torch.zeros(2, 1, 4, 4)
+        masks[1, 0, 0, 0] = alpha
+        losses = segmenter_losses(logits, masks)
+        losses["loss"].backward()
+        assert bool(losses["loss"].isfinite())
+        assert logits.grad is not None
+        assert bool(logits.grad.isfinite().all())
 
 
 def test_one_network_alone(values: dict[str, Any], tmp_path: Path) -> None:
