@@ -251,9 +251,14 @@ class IconJudge:
         self.threshold = float(torch.cat(scores).quantile(1 - _FREE_ALARMS))
 
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
-        """Figures of each picture (n,), in shares, dB, 1/255 or the evaluator's cosines; NaN where there is none."""
+        """Figures of each picture (n,), in shares, dB, 1/255 or the evaluator's cosines; NaN where there is none.
+
+        Beside `leakage` stands the same of the next thing in the vocabulary, which nobody asked for: what a background
+        that only looks uncommon to the evaluator would score.
+        """
         layers, composed = drawn.layers, compose(drawn.layers)
         things, places = self._source.labels(0, len(composed))
+        left = self._thing_scores(layers.background) > self.threshold
         return {
             "similarity": self.evaluator.similarity(composed, self._source.captions(0, len(composed))),
             "thing_top1": (self._thing_scores(composed).argmax(1) == things).float(),
@@ -261,8 +266,8 @@ class IconJudge:
             "thing_top1_nearest_sprite": (
                 metrics.nearest_sprite(layers.foreground, layers.mask, self._bank) == things).float(),
             **agreement(layers.mask, self.evaluator.segment(composed)),
-            "leakage": (self._thing_scores(layers.background).gather(1, things[:, None])[:, 0]
-                        > self.threshold).float(),
+            "leakage": left.gather(1, things[:, None])[:, 0].float(),
+            "leakage_other_thing": left.gather(1, (things[:, None] + 1) % left.shape[1])[:, 0].float(),
             **layer_figures(drawn),
         }
 

@@ -83,6 +83,7 @@ BALANCE = (
     Claim("picture at least as good as with the auxiliary head", "10.51", "balanced", "cat2i", "frechet_distance",
           below=True),
     Claim("picture at least as good as without it", "13.84", "balanced", "no-sup", "frechet_distance", below=True),
+    Claim("picture at least as good as the flat model's", "11.80", "balanced", "flat", "frechet_distance", below=True),
     Claim("mask at least as good as with it", "0.885", "balanced", "cat2i", "soft_iou_saliency", below=False),
     Claim("mask at least as good as without it", "0.904", "balanced", "no-sup", "soft_iou_saliency", below=False),
     Claim("no more of the thing left in the background than with it", "-", "balanced", "cat2i", "leakage", below=True),

@@ -71,7 +71,9 @@ def test_leakage_catches_a_thing_left_in_the_background(evaluator: IconEvaluator
     left = judge.figures(Drawn(TwoLayerImage(image.foreground, compose(image), image.mask), None))
     true = judge.figures(Drawn(image, None))
     assert float(left["leakage"].mean()) >= 0.9
+    assert float(left["leakage_other_thing"].mean()) <= float(left["leakage"].mean()) - 0.2
     assert float(true["leakage"].mean()) <= 0.05
+    assert float(true["leakage_other_thing"].mean()) <= 0.1
     assert float(left["ghost"].nanmean()) > 1.3
     assert float(true["ghost"].nanmean()) < 1.1
 
