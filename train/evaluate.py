@@ -21,7 +21,7 @@ from train.check import check_arguments, images_seen, open_icons
 from train.commands import exit_status
 from train.data import DataConfig, Source, open_source
 from train.evaluator import load_evaluator
-from train.judge import Drawing, Drawn, IconJudge, Interval, Judge, PhotographJudge, draw, intervals
+from train.judge import Drawing, Drawn, IconJudge, Interval, Judge, PhotographJudge, code, draw, intervals
 from train.pictures import save_grid
 from train.shards import ShardsConfig
 
@@ -51,7 +51,10 @@ def make_judge(
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Draws what is not drawn yet, judges it beside the truth, writes the report into --out, and prints it."""
+    """Draws what is not drawn yet, and judges it; writes the report into --out, and prints it.
+
+    Beside it stand the true layers of the same prompts, and what the model's autoencoder alone makes of these.
+    """
     if arguments.split == "train" and arguments.data != "icons":
         raise ValueError(f"--split train must go with --data icons, got {arguments.data}")
     check_arguments(arguments, {"count": 10, "references": 10, "steps": 1, "seed": 0})
@@ -66,12 +69,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     weights = hashlib.sha256(path.read_bytes()).hexdigest()
     key = weights if arguments.text_encoder is None else [weights, str(arguments.text_encoder)]
     drawn = draw(pipeline, source, drawing, arguments.out / "drawn", key)
-    truth = Drawn(source.batch(0, arguments.count).image, None)
-    figures = {"model": judge.figures(drawn), "truth": judge.figures(truth)}
-    table = {
-        who: intervals(found) | judge.distances(compose(pictures.layers))
-        for (who, found), pictures in zip(figures.items(), (drawn, truth), strict=True)
-    }
+    truth = source.batch(0, arguments.count).image
+    judged = {"model": drawn, "autoencoder": code(pipeline, truth, drawing.batch_size), "truth": Drawn(truth, None)}
+    figures = {who: judge.figures(pictures) for who, pictures in judged.items()}
+    table = {who: intervals(figures[who]) | judge.distances(compose(pictures.layers))
+             for who, pictures in judged.items()}
     report = {
         "images": images_seen(model.card), "split": arguments.split, **asdict(drawing),
         "references": arguments.references, "judge": card,
@@ -97,7 +99,7 @@ def save_sheet(path: Path, drawn: Drawn, figure: Tensor) -> None:
 
 
 def save_plots(folder: Path, figures: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Histograms of the masks' area, components and softness, model beside truth (paper, figures 17 and 18)."""
+    """Histograms of the masks' area, components and softness, the model's beside true ones (paper, figures 17, 18)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(_PLOTTED), 3), layout="constrained")
@@ -110,7 +112,7 @@ def save_plots(folder: Path, figures: Mapping[str, Mapping[str, Tensor]]) -> Non
 
 
 def format_table(table: Mapping[str, Mapping[str, Interval]]) -> str:
-    """A figure a line, the model's beside the truth's."""
+    """A figure a line, the model's first."""
     lines = [f"{'':28}" + "".join(f"{who:>22}" for who in table)]
     for name in table["model"]:
         cells = [str(found[name]) if name in found else "-" for found in table.values()]

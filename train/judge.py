@@ -101,6 +101,21 @@ def draw(pipeline: Text2LayerPipeline, source: Source, drawing: Drawing, folder:
     return Drawn(TwoLayerImage.from_stack(stack), guess if has_head else None)
 
 
+def code(pipeline: Text2LayerPipeline, truth: TwoLayerImage, batch_size: int) -> Drawn:
+    """What a model's autoencoder makes of true layers (n, ...), as if they had been drawn."""
+    height, width = truth.height, truth.width
+    decoded = [pipeline.decode(pipeline.encode(truth[start : start + batch_size]), height=height, width=width)
+               for start in range(0, len(truth), batch_size)]
+    stack = torch.cat([part.layers.stack() for part in decoded])
+    guesses = [part.predicted_composed for part in decoded if part.predicted_composed is not None]
+    return Drawn(TwoLayerImage.from_stack(_steps(stack)), _steps(torch.cat(guesses)) if guesses else None)
+
+
+def _steps(pictures: Tensor) -> Tensor:
+    """In steps of 1/255, as files have them."""
+    return torch.from_numpy(_bytes(pictures)).float() / 255
+
+
 def _bytes(pictures: Tensor) -> np.ndarray[Any, Any]:
     return (pictures.clamp(0, 1) * 255).round().byte().cpu().numpy()
 

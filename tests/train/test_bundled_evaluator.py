@@ -16,7 +16,7 @@ from PIL import Image
 
 from text2layer_core.compositing import compose
 from text2layer_core.layers import TwoLayerImage
-from text2layer_core.metrics import soft_iou
+from text2layer_core.metrics import psnr, soft_iou
 from text2layer_core.pipeline import Text2LayerPipeline
 from train.check_evaluator import held_out_figures
 from train.config import parse
@@ -25,7 +25,7 @@ from train.evaluator import IconEvaluator, evaluator_path, load_evaluator, place
 from train.icons.source import IconSource
 from train.icons.sprites import SpriteCache
 from train.icons.vocabulary import Thing
-from train.judge import Drawn, IconJudge
+from train.judge import Drawn, IconJudge, code
 
 THINGS = ("banana", "fox", "octopus", "penguin", "rocket", "sailboat", "sunflower", "teapot")
 MOST_BYTES = 4_000_000
@@ -76,6 +76,18 @@ def test_leakage_catches_a_thing_left_in_the_background(evaluator: IconEvaluator
     assert float(true["leakage_other_thing"].mean()) <= 0.1
     assert float(left["ghost"].nanmean()) > 1.3
     assert float(true["ghost"].nanmean()) < 1.1
+
+
+def test_true_layers_through_the_bundled_autoencoder(source: IconSource) -> None:
+    """Two batches; what the file's decoder keeps (models/README.md has the mask's soft IoU at 0.973)."""
+    image = source.batch(0, 24).image.crop(120, 104)
+    coded = code(Text2LayerPipeline.from_pretrained(), image, 16)
+    assert coded.layers.stack().shape == image.stack().shape
+    assert float(soft_iou(coded.layers.mask, image.mask).mean()) >= 0.95
+    assert coded.predicted_composed is not None
+    for pictures in (compose(coded.layers), coded.predicted_composed):
+        assert float(psnr(pictures, compose(image)).mean()) >= 25
+    torch.testing.assert_close(coded.layers.stack() * 255, (coded.layers.stack() * 255).round(), rtol=0, atol=1e-4)
 
 
 def test_the_bundled_model_draws_what_is_asked(evaluator: IconEvaluator) -> None:

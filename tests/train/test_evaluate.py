@@ -178,6 +178,8 @@ def test_the_command(files: dict[str, str], capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out) == first
     assert json.loads((out / "report.json").read_text()) == first
     assert first["truth"]["thing_top1_nearest_sprite"]["value"] > 0.6
+    assert first["autoencoder"].keys() >= {"similarity", "leakage", "consistency_psnr", "frechet_distance"}
+    assert first["autoencoder"]["similarity"] not in (first["model"]["similarity"], first["truth"]["similarity"])
     assert sum(found["pictures"] for found in first["by_place"].values()) == 12
     with Image.open(out / "sheet.png") as sheet, Image.open(out / "masks.png") as plots:
         assert sheet.size == (8 * 32, 12 * 32)
