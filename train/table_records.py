@@ -48,7 +48,7 @@ def read_records(page: Path, config: TablesConfig, judge: IconEvaluator) -> dict
     if not path.is_file():
         return {}
     record = read_json(path)
-    if record.keys() != {"recipe", "seeds"}:
+    if record.keys() != {"recipe", "truth", "seeds"}:
         raise ValueError(f"{path} must be the figures that train.tables wrote, got another file: choose another --out")
     wanted = recipe(config, judge)
     if changed := sorted(key for key in wanted.keys() | record["recipe"].keys()
@@ -59,10 +59,11 @@ def read_records(page: Path, config: TablesConfig, judge: IconEvaluator) -> dict
 
 
 def write_records(
-    page: Path, config: TablesConfig, judge: IconEvaluator, results: Mapping[int, Mapping[str, Any]]
+    page: Path, config: TablesConfig, judge: IconEvaluator, results: Mapping[int, Mapping[str, Any]],
+    truth: Mapping[str, Any],
 ) -> None:
-    """Writes the figures beside a page."""
-    record = {"recipe": recipe(config, judge), "seeds": {str(seed): results[seed] for seed in sorted(results)}}
+    """Writes the figures beside a page, those of the systems and of true layers."""
+    record = {"recipe": recipe(config, judge), "truth": truth, "seeds": {str(seed): results[seed] for seed in sorted(results)}}
     write_text(page.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
 

@@ -173,6 +173,18 @@ def unseen_scenes(data: DataConfig) -> IconSource:
     return source
 
 
+def true_figures(config: TablesConfig, evaluator: IconEvaluator) -> dict[str, Any]:
+    """What the true layers of the judged scenes reach: as good as any system can be."""
+    def measure() -> dict[str, Any]:
+        unseen = unseen_scenes(config.data)
+        judge, truth = IconJudge(evaluator, unseen, config.references), unseen.batch(0, config.drawing.count).image
+        found = intervals(judge.figures(Drawn(truth, None))) | judge.distances(compose(truth))
+        return {key: asdict(value) for key, value in found.items()}
+
+    key = [asdict(config.data), config.drawing.count, config.references, evaluator.card]
+    return stored(expand(config.run) / "truth.json", key, measure)
+
+
 class Workshop:
     """Trains what a table needs, for one seed, and keeps it in folders of its own."""
 
@@ -379,11 +391,12 @@ def make_tables(arguments: argparse.Namespace) -> None:
     for seed, shop in shops.items():
         for name in systems:
             results.setdefault(seed, {})[name] = shop.figures(name, evaluator)
-    titles = {name: system.title for name, system in SYSTEMS.items()}
-    write_page(arguments.out, write_tables(config, results, titles,
-                                           {name for name, system in SYSTEMS.items() if system.tried}))
+    truth = true_figures(config, evaluator)
+    page = write_tables(config, results, truth, {name: system.title for name, system in SYSTEMS.items()},
+                        {name for name, system in SYSTEMS.items() if system.tried}, notes_beside(arguments.out))
+    write_page(arguments.out, page)
     if arguments.out is not None:
-        write_records(arguments.out, config, evaluator, results)
+        write_records(arguments.out, config, evaluator, results, truth)
 
 
 def write_page(path: Path | None, text: str) -> None:
@@ -392,6 +405,12 @@ def write_page(path: Path | None, text: str) -> None:
         print(text)
     else:
         path.write_text(text, encoding="utf-8")
+
+
+def notes_beside(page: Path | None) -> str | None:
+    """The name of a file with notes on a page's runs, tables-notes.md beside tables.md, where there is one."""
+    notes = page and page.with_name(f"{page.stem}-notes.md")
+    return notes.name if notes and notes.is_file() else None
 
 
 if __name__ == "__main__":

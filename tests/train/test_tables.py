@@ -166,13 +166,13 @@ def test_bad_input(command: list[str], extra: list[str], message: str, capsys: p
 def test_the_page_is_what_its_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text encoder and judge are earlier states of the shipped ones, which a checkout no longer has as files."""
     docs = Path(tables.__file__).parents[1] / "docs"
-    known = json.loads((docs / "tables.json").read_text())["recipe"]
-    monkeypatch.setattr(table_records, "text_digest", lambda config: known["text_encoder"])
-    monkeypatch.setattr(table_records, "weights_digest", lambda judge: known["judge"])
+    known = json.loads((docs / "tables.json").read_text())
+    monkeypatch.setattr(table_records, "text_digest", lambda config: known["recipe"]["text_encoder"])
+    monkeypatch.setattr(table_records, "weights_digest", lambda judge: known["recipe"]["judge"])
     config = load_config(Path(tables.__file__).parent / "configs" / "tables.yaml", [], TablesConfig)
-    titles = {name: system.title for name, system in SYSTEMS.items()}
-    page = write_tables(config, read_records(docs / "tables.md", config, load_evaluator()), titles,
-                        {name for name, system in SYSTEMS.items() if system.tried})
+    results = read_records(docs / "tables.md", config, load_evaluator())
+    page = write_tables(config, results, known["truth"], {name: system.title for name, system in SYSTEMS.items()},
+                        {name for name, system in SYSTEMS.items() if system.tried}, "tables-notes.md")
     assert (docs / "tables.md").read_text(encoding="utf-8") == page
 
 
