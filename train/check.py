@@ -66,6 +66,7 @@ def reconstruction_figures(prediction: TwoLayerImage, truth: TwoLayerImage) -> d
         "composed_psnr": _psnr(compose(prediction), compose(truth)),
         "foreground_psnr": foreground.clamp(max=MOST_DECIBEL),
         "background_psnr": _psnr(prediction.background, truth.background),
+        "mask_iou": metrics.iou(prediction.mask, truth.mask),
         "mask_soft_iou": metrics.soft_iou(prediction.mask, truth.mask),
         "mask_soft_band_sad": metrics.soft_band_sad(prediction.mask, truth.mask),
         "mask_sad": metrics.sad(prediction.mask, truth.mask),

@@ -1,7 +1,6 @@
 """Held-out prompts by a fixed seed, none picked by hand, on one page: `python -m train.gallery --out docs/gallery.jpg`.
 
-Below them again those that went wrong most: where the evaluator and the nearest sprite both see another thing than the
-prompt's.
+Below them again those that went wrong most, and how.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from train.check import open_icons
 from train.commands import exit_status
 from train.evaluator import IconEvaluator, load_evaluator
 from train.icons.source import IconSource
+from train.judge import on_named_side
 
 _COLUMNS = 2
 _BEYOND = 10**9  # scenes far beyond those that training and the checks have seen
@@ -63,25 +63,35 @@ def draw_page(arguments: argparse.Namespace) -> None:
     for i, prompt in enumerate(tqdm(prompts, desc="gallery", unit="picture", file=sys.stderr)):
         drawn.append(pipeline(prompt, seed=arguments.seed + i, steps=arguments.steps, guidance_scale=guidance).layers)
     sheets = [_sheet(layers, prompt) for layers, prompt in zip(drawn, prompts, strict=True)]
-    for i, seen in failures(evaluator, source, drawn)[: arguments.failures]:
-        sheets.append(_sheet(drawn[i], f"failed, seen as {seen}: {prompts[i]}"))
+    for i, reason in failures(evaluator, source, drawn)[: arguments.failures]:
+        sheets.append(_sheet(drawn[i], f"{reason}: {prompts[i]}"))
     _grid(sheets).save(arguments.out, quality=88)
 
 
 def failures(evaluator: IconEvaluator, source: IconSource, drawn: Sequence[TwoLayerImage]) -> list[tuple[int, str]]:
-    """Which pictures show another thing than asked for, and what the evaluator sees there; the surest first.
+    """All pictures, the worst first, with what is wrong.
 
-    The nearest sprite must be another thing's too: either judge alone takes an intact thing for another now and then.
+    First those that show another thing than asked for, the surest first; the nearest sprite must be another thing's
+    too, since either judge alone takes an intact thing for another now and then. Then those on the other side than
+    their prompt says. Then the rest, the least similar to their prompt first.
     """
-    scores = torch.cat([evaluator.thing_scores(compose(layers)) for layers in drawn])
-    asked, _ = source.labels(_BEYOND, len(drawn))
+    pictures, masks = torch.cat([compose(layers) for layers in drawn]), torch.cat([layers.mask for layers in drawn])
+    prompts, (asked, _) = source.captions(_BEYOND, len(drawn)), source.labels(_BEYOND, len(drawn))
+    scores, similarity = evaluator.thing_scores(pictures), evaluator.similarity(pictures, prompts)
     bank = metrics.sprite_bank(*source.sprites(_SPRITE_SIDE))
-    nearest = torch.cat([metrics.nearest_sprite(layers.foreground, layers.mask, bank) for layers in drawn])
+    nearest = metrics.nearest_sprite(torch.cat([layers.foreground for layers in drawn]), masks, bank)
     known = [evaluator.things.index(source.things[int(thing)].name) for thing in asked]
     lead = scores.amax(dim=1) - scores[range(len(drawn)), known]
-    lead[nearest == asked] = 0
-    order = [int(i) for i in lead.argsort(descending=True) if lead[i] > 0]
-    return [(i, evaluator.things[int(scores[i].argmax())]) for i in order]
+    sides = on_named_side(masks, prompts)
+    found: list[tuple[tuple[int, float], int, str]] = []
+    for i in range(len(drawn)):
+        if lead[i] > 0 and nearest[i] != asked[i]:
+            found.append(((0, -float(lead[i])), i, f"seen as {evaluator.things[int(scores[i].argmax())]}"))
+        elif sides[i] == 0:
+            found.append(((1, float(similarity[i])), i, "on the other side"))
+        else:
+            found.append(((2, float(similarity[i])), i, f"similarity {float(similarity[i]):.2f}"))
+    return [(i, reason) for _, i, reason in sorted(found)]
 
 
 def _sheet(layers: TwoLayerImage, label: str) -> Image.Image:

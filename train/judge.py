@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -210,6 +210,17 @@ def agreement(mask: Tensor, reference: Tensor) -> dict[str, Tensor]:
     }
 
 
+def on_named_side(mask: Tensor, captions: Sequence[str]) -> Tensor:
+    """Whether the centre of a mask (n, 1, H, W) is left or right of the middle, as its caption says, (n,).
+
+    NaN where the caption names no side, or the mask is empty.
+    """
+    columns = mask.sum(dim=(1, 2))
+    centre = (columns * torch.linspace(-1, 1, mask.shape[-1])).sum(dim=1) / columns.sum(dim=1)
+    signs = torch.tensor([("right" in words) - ("left" in words) for words in map(str.split, captions)])
+    return torch.where((signs == 0) | centre.isnan(), torch.nan, (centre * signs > 0).float())
+
+
 def _load_inception(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     if not path.is_file():
         raise ValueError(f"--inception must be a TorchScript file, found none at {path}")
@@ -233,7 +244,7 @@ class IconJudge:
     """An evaluator with what it needs of the truth: a reference set, a vocabulary, and a threshold.
 
     Attributes:
-        threshold: the thing's score from which a background counts as holding it: 1 % of true ones do.
+        threshold: the thing's score above which a background counts as holding it: at most 1 % of the references' do.
     """
 
     def __init__(
@@ -263,23 +274,24 @@ class IconJudge:
             asked, _ = source.labels(first + start, len(image.mask))
             scores.append(self._thing_scores(image.background).gather(1, asked[:, None])[:, 0])
         self.references = torch.cat(features)
-        self.threshold = float(torch.cat(scores).quantile(1 - _FREE_ALARMS))
+        self.threshold = float(torch.cat(scores).quantile(1 - _FREE_ALARMS, interpolation="higher"))
 
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
         """Figures of each picture (n,), in shares, dB, 1/255 or the evaluator's cosines; NaN where there is none.
 
-        Beside `leakage` stands the same of the next thing in the vocabulary, which nobody asked for: what a background
-        that only looks uncommon to the evaluator would score.
+        Beside `leakage` stands the same of the next thing in the vocabulary, which nobody asked for: a background that
+        only looks uncommon to the evaluator scores as much there, and so does a faint trace of any thing.
         """
         layers, composed = drawn.layers, compose(drawn.layers)
-        things, places = self._source.labels(0, len(composed))
+        captions, (things, places) = self._source.captions(0, len(composed)), self._source.labels(0, len(composed))
         left = self._thing_scores(layers.background) > self.threshold
         return {
-            "similarity": self.evaluator.similarity(composed, self._source.captions(0, len(composed))),
+            "similarity": self.evaluator.similarity(composed, captions),
             "thing_top1": (self._thing_scores(composed).argmax(1) == things).float(),
             "place_top1": (self.evaluator.place_scores(composed)[:, self._places].argmax(1) == places).float(),
             "thing_top1_nearest_sprite": (
                 metrics.nearest_sprite(layers.foreground, layers.mask, self._bank) == things).float(),
+            "side": on_named_side(layers.mask, captions),
             **agreement(layers.mask, self.evaluator.segment(composed)),
             "leakage": left.gather(1, things[:, None])[:, 0].float(),
             "leakage_other_thing": left.gather(1, (things[:, None] + 1) % left.shape[1])[:, 0].float(),

@@ -63,7 +63,8 @@ def write_records(
     truth: Mapping[str, Any],
 ) -> None:
     """Writes the figures beside a page, those of the systems and of true layers."""
-    record = {"recipe": recipe(config, judge), "truth": truth, "seeds": {str(seed): results[seed] for seed in sorted(results)}}
+    record = {"recipe": recipe(config, judge), "truth": truth,
+              "seeds": {str(seed): results[seed] for seed in sorted(results)}}
     write_text(page.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
 

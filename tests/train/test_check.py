@@ -84,7 +84,8 @@ def test_thumbnail_keeps_one_pixel_in_64() -> None:
 def test_figures_of_the_truth_against_itself(source: IconSource) -> None:
     truth = source.batch(0, 4).image
     figures = reconstruction_figures(truth, truth)
-    expected = {"composed_psnr": 100.0, "foreground_psnr": 100.0, "background_psnr": 100.0, "mask_soft_iou": 1.0,
+    expected = {"composed_psnr": 100.0, "foreground_psnr": 100.0, "background_psnr": 100.0, "mask_iou": 1.0,
+                "mask_soft_iou": 1.0,
                 "mask_soft_band_sad": 0.0, "mask_sad": 0.0, "mask_mse": 0.0, "mask_gradient": 0.0,
                 "mask_connectivity": 0.0}
     assert {name: values.tolist() for name, values in figures.items()} == {
@@ -128,6 +129,7 @@ def test_autoencoder_figures_are_means_over_all_scenes(
                             metrics.psnr(thumbnail(truth.background), truth.background)),
         "foreground_psnr": (metrics.masked_psnr(decoded.layers.foreground, truth.foreground, truth.mask),
                             metrics.masked_psnr(thumbnail(truth.foreground), truth.foreground, truth.mask)),
+        "mask_iou": (metrics.iou(decoded.layers.mask, truth.mask), metrics.iou(blurred, truth.mask)),
         "mask_soft_iou": (metrics.soft_iou(decoded.layers.mask, truth.mask), metrics.soft_iou(blurred, truth.mask)),
         "mask_soft_band_sad": (metrics.soft_band_sad(decoded.layers.mask, truth.mask),
                                metrics.soft_band_sad(blurred, truth.mask)),
@@ -215,7 +217,8 @@ def test_the_command_prints_a_table_of_an_autoencoder(
     assert run(tmp_path / "a.safetensors", model, "--sprites", str(sprite_file)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
-        "autoencoder", "composed_psnr", "foreground_psnr", "background_psnr", "mask_soft_iou", "mask_soft_band_sad",
+        "autoencoder", "composed_psnr", "foreground_psnr", "background_psnr", "mask_iou", "mask_soft_iou",
+        "mask_soft_band_sad",
         "mask_sad", "mask_mse", "mask_gradient", "mask_connectivity",
     ]
 
