@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import BUSY, machine_is_idle, make_parser, positive, print_table, seconds_in_turns
 from benchmarks.sampling import CASES, GUIDANCE_SCALE, Case
@@ -28,6 +29,7 @@ from text2layer_core.sampling import initial_noise, sample_ddim
 PLAIN = "plain"
 COMPILED = "torch.compile"
 LEAST_PSNR = 40.0
+PROFILED = 6  # operators that are named
 SIZES = {"bundled": 256, "sd": 256}
 
 T = TypeVar("T")
@@ -164,6 +166,16 @@ def picture(layers: TwoLayerImage) -> tuple[Tensor, ...]:
     return layers.foreground, layers.background, layers.mask, compose(layers)
 
 
+def shares(run: Callable[[], object], device: str) -> list[tuple[str, float]]:
+    """Which operators take the time of a run, each with its share of all, the largest first."""
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]) as profiler:
+        run()
+    kind = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
+    times = {event.key: float(getattr(event, kind)) for event in profiler.key_averages()}
+    whole = sum(times.values())
+    return sorted(((name, spent / whole) for name, spent in times.items()), key=lambda pair: pair[1], reverse=True)
+
+
 def measure(
     network: _Network,
     changes: Mapping[str, Change],
@@ -224,6 +236,8 @@ def measure_case(name: str, case: Case, repeats: int, device: str = "cpu", *, co
         chosen = {title: change for title, change in changes.items() if compiling or title != COMPILED}
         figures = measure(network, chosen, run, show, repeats)
         print(f"{work}, {case.steps} steps with guidance" if work == "sampling" else work)
+        operators = shares(partial(run, network), device)[:PROFILED]
+        print("  " + ", ".join(f"{name} {share:.0%}" for name, share in operators))
         print_table([(title, f"{figure}{f', first call {figure.first:.0f} s' if title == COMPILED else ''}")
                      for title, figure in figures.items()])
         keeping = {title: figure.ratio for title, figure in figures.items() if figure.decibel >= LEAST_PSNR}

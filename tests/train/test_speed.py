@@ -34,6 +34,15 @@ def test_every_variant_draws_the_plain_picture(capsys: pytest.CaptureFixture[str
     assert plain == [("1.000", "inf"), ("1.000", "inf")]
     assert all(float(decibel) > (30 if "bf16" in name else 80) for name, _, decibel in lines)
     assert printed.splitlines()[-1].startswith("ratio: ")
+    assert printed.count("convolution") >= 2  # where the time goes, of the sampling and of the decoding
+
+
+def test_shares_of_a_run() -> None:
+    """All of it adds up, and the large product comes first."""
+    left, right = torch.randn(2, 512, 512)
+    found = speed.shares(lambda: (left @ right, left[:4] + 1), "cpu")
+    assert found[0][0] == "aten::mm"
+    assert sum(share for _, share in found) == pytest.approx(1)
 
 
 def test_a_variant_leaves_the_plain_network_alone() -> None:
