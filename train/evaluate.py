@@ -75,7 +75,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     table = {who: intervals(figures[who]) | judge.distances(compose(pictures.layers))
              for who, pictures in judged.items()}
     report = {
-        "images": images_seen(model.card), "split": arguments.split, **asdict(drawing),
+        "sha256": weights, "images": images_seen(model.card), "split": arguments.split, **asdict(drawing),
         "references": arguments.references, "judge": card,
         **{who: {name: asdict(figure) for name, figure in found.items()} for who, found in table.items()},
         **(judge.by_word(figures["model"]) if isinstance(judge, IconJudge) else {}),

@@ -24,9 +24,10 @@ from tests.train.test_train_diffusion import save_clip
 from text2layer_core import metrics
 from text2layer_core.checkpoint import CLIP_L, save_checkpoint
 from text2layer_core.compositing import compose
-from text2layer_core.distribution import frechet_distance
+from text2layer_core.distribution import clip_score, frechet_distance, inception_features, load_clip
 from text2layer_core.layers import TwoLayerImage
 from text2layer_core.pipeline import Text2LayerPipeline
+from train.data import DataConfig, open_source
 from train.evaluate import main
 from train.evaluator import save_evaluator
 from train.icons.source import IconsConfig, IconSource
@@ -42,6 +43,7 @@ from train.judge import (
     on_named_side,
     resampled_distance,
 )
+from train.shards import ShardsConfig
 
 LFS_POINTER = """version https://git-lfs.github.com/spec/v1
 oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
@@ -307,12 +309,20 @@ def test_shards_by_the_papers_judges(files: dict[str, str], source: IconSource, 
     options = {**files, "--data": str(tmp_path / "held-*.tar"), "--inception": str(tmp_path / "inception.pt")}
     assert call(options, "--json") == 0
     report = json.loads(capsys.readouterr().out)
+    shards = DataConfig(source="shards", size=32, shards=ShardsConfig(files="", held_out=options["--data"]))
+    held_out = open_source(shards, "held_out")
+    true = compose(held_out.batch(0, 36).image)
+    means = [inception_features(lambda shown: ((shown - 128) / 128).mean(dim=(2, 3)), part)
+             for part in (true[:12], true[12:])]
+    assert report["truth"]["frechet_distance"]["value"] == pytest.approx(frechet_distance(*means), rel=1e-3)
     assert report["model"]["frechet_distance"]["value"] > report["truth"]["frechet_distance"]["value"]
     assert "similarity" not in report["model"]
     for part in tiny_clip():
         part.save_pretrained(tmp_path / "clip")
     assert call({**options, "--clip": str(tmp_path / "clip")}, "--json") == 0
-    assert -1 <= json.loads(capsys.readouterr().out)["model"]["similarity"]["value"] <= 1
+    scores = clip_score(*load_clip(tmp_path / "clip", torch.device("cpu")), true[:12], held_out.captions(0, 12))
+    assert json.loads(capsys.readouterr().out)["truth"]["similarity"]["value"] == pytest.approx(
+        float(scores.mean()), abs=1e-5)
     assert call({**options, "--saliency": "grabcut"}, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["truth"]["iou_saliency"]["value"] > report["model"]["iou_saliency"]["value"] >= 0
