@@ -128,13 +128,15 @@ class FlatAutoencoder(LayeredBaseline):
 
 
 class ImageObjective(nn.Module):
-    """Latent Diffusion's autoencoder loss (L1, perceptual substitute, KL) on F, B, m and I in equal shares."""
+    """Latent Diffusion's autoencoder loss (L1, perceptual substitute, KL) on F, B, m and I in equal shares, or on I."""
 
-    def __init__(self, autoencoder: ImageAutoencoder, perceptual_weight: float, kl: float) -> None:
+    def __init__(
+        self, autoencoder: ImageAutoencoder, perceptual_weight: float, kl: float, *, composed_only: bool = False
+    ) -> None:
         """The weights of the joint autoencoder's terms."""
         super().__init__()
         self.autoencoder = autoencoder
-        self._perceptual_weight, self._kl = perceptual_weight, kl
+        self._perceptual_weight, self._kl, self._composed_only = perceptual_weight, kl, composed_only
 
     def forward(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
         """The sum "loss" and its terms."""
@@ -143,7 +145,7 @@ class ImageObjective(nn.Module):
             [foreground, background, mask.expand_as(foreground), blend(foreground, background, mask)]
         )
         rows = torch.arange(len(mask), device=mask.device)
-        pictures = candidates[rows % _KINDS, rows]
+        pictures = candidates[-1] if self._composed_only else candidates[rows % _KINDS, rows]
         distribution = self.autoencoder.encode_pictures(pictures)
         latents = distribution.mean + torch.exp(0.5 * distribution.logvar) * batch.noise
         found = self.autoencoder.decode_pictures(latents).float()
@@ -159,13 +161,14 @@ class ImageObjective(nn.Module):
 class ImageAutoencoderTask:
     """What `engine.fit` trains."""
 
-    def __init__(self, config: AutoencoderTrainingConfig, source: Source) -> None:
+    def __init__(self, config: AutoencoderTrainingConfig, source: Source, *, composed_only: bool = False) -> None:
         """Builds the network with the current seed."""
         self._config, self._source = config, source
         self.autoencoder = ImageAutoencoder(config.autoencoder)
         if config.training.gradient_checkpointing:
             self.autoencoder.checkpoint_blocks()
-        objective = ImageObjective(self.autoencoder, config.losses.perceptual_weight, config.losses.kl)
+        objective = ImageObjective(self.autoencoder, config.losses.perceptual_weight, config.losses.kl,
+                                   composed_only=composed_only)
         self.objectives: Sequence[Objective] = (Objective("autoencoder", objective),)
         self.ema_of: nn.Module = self.autoencoder
 

@@ -102,10 +102,12 @@ class TablesConfig:
 class Coder:
     """An autoencoder of the tables, and its data: clean, broken in part, or what learned filters leave of that.
 
-    `losses` are changes to the paper's, or to ours where it is balanced.
+    `losses` are changes to the paper's, or to ours where it is balanced. One that is not joint codes single pictures:
+    foregrounds, backgrounds, masks and composed ones, or these alone.
     """
 
     joint: bool = True
+    composed_only: bool = False
     composed_head: bool = True
     balanced: bool = False
     data: Literal["clean", "unfiltered", "filtered"] = "clean"
@@ -118,6 +120,7 @@ CODERS = {
     "joint": Coder(),
     "no-sup": Coder(composed_head=False),
     "images": Coder(joint=False),
+    "composed": Coder(joint=False, composed_only=True),
     "unfiltered": Coder(data="unfiltered"),
     "filtered": Coder(data="filtered"),
     "balanced": Coder(balanced=True),
@@ -150,6 +153,7 @@ SYSTEMS = {
     "no-sup": System(title="CaT2I-AE-SD (no-sup)", coder="no-sup"),
     "sd-ae": System(title="SD-AE-UNet", coder="images", layout="separate"),
     "flat": System(title="SD-L2I", coder="images", layout="flat"),
+    "flat-own": System(title="SD-L2I, its autoencoder on composed pictures alone", coder="composed", layout="flat"),
     "sd-ae-ft": System(title="SD-AE-UNet (ft)", coder="images", layout="separate", begins_as="flat"),
     "unfiltered": System(title="CaT2I-AE-SD, unfiltered data", coder="unfiltered"),
     "filtered": System(title="CaT2I-AE-SD, unfiltered data through learned filters", coder="filtered"),
@@ -262,7 +266,8 @@ class Workshop:
         )
         set_seed(self._seed)
         source = self._source(coder)
-        task = AutoencoderTask(whole, source) if coder.joint else ImageAutoencoderTask(whole, source)
+        task = AutoencoderTask(whole, source) if coder.joint else ImageAutoencoderTask(
+            whole, source, composed_only=coder.composed_only)
         run = self._fit(Path(whole.run), training, task)
         if run.ema is not None:
             task.autoencoder.load_state_dict(run.ema.state_dict())

@@ -9,9 +9,17 @@ import torch
 
 from text2layer_core.autoencoder import AutoencoderConfig
 from text2layer_core.compositing import blend, compose
-from train.baselines import DEFECTS, FlatAutoencoder, ImageAutoencoder, SeparateAutoencoder, UnfilteredSource
+from train.baselines import (
+    DEFECTS,
+    FlatAutoencoder,
+    ImageAutoencoder,
+    ImageObjective,
+    SeparateAutoencoder,
+    UnfilteredSource,
+)
 from train.icons.source import IconsConfig, IconSource
 from train.icons.sprites import SpriteCache
+from train.train_autoencoder import AutoencoderBatch
 
 CONFIG = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
                            patch_size=2, head_channels=8)
@@ -54,6 +62,21 @@ def test_flat_latents_are_those_of_the_composed_picture(images: ImageAutoencoder
     torch.testing.assert_close(latents, images.encode_pictures(composed).mode())
     decoded = coder.decode(latents)
     torch.testing.assert_close(compose(decoded.layers), images.decode_pictures(latents).clamp(0, 1))
+
+
+@torch.no_grad()
+def test_an_autoencoder_of_composed_pictures_sees_nothing_else(images: ImageAutoencoder, source: IconSource) -> None:
+    """Other layers with the same composition are the same to it, and not to one of all kinds of pictures."""
+    stack, noise = source.batch(0, 4).stack, torch.randn(4, 4, 8, 8)
+    foreground, background, mask = stack.split([3, 3, 1], dim=1)
+    composed = blend(foreground, background, mask)
+    flat = torch.cat([composed, composed, mask], dim=1)
+    for composed_only in (True, False):
+        objective = ImageObjective(images, 0.25, 0.02, composed_only=composed_only)
+        batches = [AutoencoderBatch(each, noise, adversarial=False, noise_level=torch.zeros(4, 1, 1, 1))
+                   for each in (stack, flat)]
+        losses = [float(objective(batch)["loss"]) for batch in batches]
+        assert (losses[0] == pytest.approx(losses[1], rel=1e-5)) == composed_only
 
 
 def test_no_share_leaves_the_data_alone(source: IconSource) -> None:
