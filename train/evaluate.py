@@ -22,6 +22,7 @@ from train.commands import exit_status
 from train.data import DataConfig, Source, open_source
 from train.evaluator import load_evaluator
 from train.judge import Drawing, Drawn, IconJudge, Interval, Judge, PhotographJudge, code, draw, intervals
+from train.latents import weights_digest
 from train.pictures import save_grid
 from train.shards import ShardsConfig
 
@@ -75,7 +76,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     table = {who: intervals(figures[who]) | judge.distances(compose(pictures.layers))
              for who, pictures in judged.items()}
     report = {
-        "sha256": weights, "images": images_seen(model.card), "split": arguments.split, **asdict(drawing),
+        "weights": model_digest(model), "images": images_seen(model.card), "split": arguments.split, **asdict(drawing),
         "references": arguments.references, "judge": card,
         **{who: {name: asdict(figure) for name, figure in found.items()} for who, found in table.items()},
         **(judge.by_word(figures["model"]) if isinstance(judge, IconJudge) else {}),
@@ -85,6 +86,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         save_sheet(arguments.out / "sheet.png", drawn, figures["model"][sorted_by[0]])
     save_plots(arguments.out, figures)
     print(json.dumps(_plain(report), allow_nan=False) if arguments.json else format_table(table))
+
+
+def model_digest(model: Text2LayerModel) -> str:
+    """Of all its weights, whatever else its file says."""
+    return weights_digest(*(part for part in (model.autoencoder, model.unet, model.text_encoder) if part is not None))
 
 
 def save_sheet(path: Path, drawn: Drawn, figure: Tensor) -> None:
