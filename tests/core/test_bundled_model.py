@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,27 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from text2layer_core.checkpoint import CheckpointHeader, bundled_model_path, read_header
+from text2layer_core.checkpoint import CheckpointHeader, bundled_model_path, load_checkpoint, read_header
+from train.evaluate import model_digest
+from train.judge import Interval
 
 CARD = Path(__file__).parents[2] / "models" / "README.md"
+EVALUATION = CARD.with_name("evaluation.json")
+RECONSTRUCTION = {
+    "composed, PSNR dB": "composed_psnr", "foreground where m > 0.5, PSNR dB": "foreground_psnr",
+    "background, PSNR dB": "background_psnr", "mask, soft IoU": "mask_soft_iou",
+    "mask, SAD in the soft band, pixels": "mask_soft_band_sad",
+}
+EVALUATED = {
+    "thing, top-1 by text": "thing_top1", "thing, top-1 by the nearest sprite": "thing_top1_nearest_sprite",
+    "place, top-1 by text": "place_top1", "side, where the prompt names one": "side",
+    "IOU against the saliency reference": "iou_saliency", "soft IOU against it": "soft_iou_saliency",
+    "MAE against it": "mae_saliency", "S measure": "s_measure", "E measure": "e_measure", "F measure": "f_measure",
+    "consistency, dB": "consistency_psnr", "foreground leakage into the background": "leakage",
+    "the same of another thing": "leakage_other_thing", "fringe, 1/255": "fringe", "ghost": "ghost",
+    "similarity of picture and caption": "similarity", "Frechet distance, evaluator's features": "frechet_distance",
+    "mask: area": "area", "mask: softness": "softness", "mask: components": "components",
+}
 MOST_BYTES = 40_000_000
 LEAST_THINGS, LEAST_PLACES = 60, 8
 
@@ -73,3 +92,26 @@ def test_the_figures_reach_what_is_asked_of_a_model_trained_on_a_cpu(header: Che
     assert drawn["mask_area_within_2_and_90_percent"] >= 0.95
     seen = figures["images"]
     assert (seen["model"] if isinstance(seen, dict) else seen) == header.card["images"], "figures of another state"
+
+
+def test_the_card_prints_the_files_figures(header: CheckpointHeader) -> None:
+    """Those of `train.check` are in the file itself."""
+    card, figures = CARD.read_text(encoding="utf-8"), header.card["figures"]
+    for title, key in RECONSTRUCTION.items():
+        reached, blurred = figures["autoencoder"][key]["model"], figures["autoencoder"][key]["thumbnail"]
+        assert f"| {title} | {reached:.3f} | {blurred:.3f} |" in card
+    drawn = figures["generation"]
+    for title, key in (("thing, top-1 by the nearest sprite", "thing_top1"),
+                       ("place, top-1 by a linear probe", "place_top1")):
+        assert f"| {title} | {drawn[key]:.3f} | {drawn[f'{key}_true_composites']:.3f} |" in card
+
+
+def test_the_card_prints_the_evaluation_of_these_very_weights() -> None:
+    """`train.evaluate`'s report beside it, row by row: the model, its autoencoder, true layers."""
+    card, report = CARD.read_text(encoding="utf-8"), json.loads(EVALUATION.read_text(encoding="utf-8"))
+    assert report["weights"] == model_digest(load_checkpoint(bundled_model_path()))
+    assert (report["count"], report["steps"], report["sampler"], report["split"]) == (512, 50, "ddim", "held_out")
+    for title, key in EVALUATED.items():
+        cells = [str(Interval(**report[who][key])) if key in report[who] else ""
+                 for who in ("model", "autoencoder", "truth")]
+        assert f"| {title} | {' | '.join(cells)} |".replace("  ", " ") in card
