@@ -99,6 +99,6 @@ def test_the_bundled_model_draws_what_is_asked(evaluator: IconEvaluator) -> None
     pipeline = Text2LayerPipeline.from_pretrained()
     layers = pipeline(prompts, steps=8, guidance_scale=pipeline.model.card["guidance_scale"], sampler="dpmpp").layers
     composed = compose(layers)
-    assert float((evaluator.thing_scores(composed).argmax(1) == things).float().mean()) >= 0.65
+    assert float((evaluator.thing_scores(composed).argmax(1) == things).float().mean()) >= 0.8
     assert float((evaluator.place_scores(composed).argmax(1) == places).float().mean()) >= 0.85
-    assert float(soft_iou(layers.mask, evaluator.segment(composed)).mean()) >= 0.9
+    assert float(soft_iou(layers.mask, evaluator.segment(composed)).mean()) >= 0.93
