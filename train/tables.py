@@ -44,6 +44,7 @@ from train.evaluator import IconEvaluator, load_evaluator
 from train.filtered import FilteredSource, FilterFiles, load_filters
 from train.icons.source import IconSource
 from train.judge import Drawing, Drawn, IconJudge, check_words, draw, intervals
+from train.latents import weights_digest
 from train.pictures import save_grid
 from train.sd_weights import widen_unet
 from train.table_records import read_records, stored, text_digest, write_records
@@ -185,7 +186,7 @@ def true_figures(config: TablesConfig, evaluator: IconEvaluator) -> dict[str, An
         found = intervals(judge.figures(Drawn(truth, None))) | judge.distances(compose(truth))
         return {key: asdict(value) for key, value in found.items()}
 
-    key = [asdict(config.data), config.drawing.count, config.references, evaluator.card]
+    key = [asdict(config.data), config.drawing.count, config.references, weights_digest(evaluator)]
     return stored(expand(config.run) / "truth.json", key, measure)
 
 

@@ -238,12 +238,13 @@ discriminator, and a gradient loss in LPIPS's place; v-prediction, with the late
 more; a small text encoder, trained before and frozen; Frechet distance, similarity and soft IOU are those of the icon
 evaluator (models/README.md) instead of Inception, CLIP and ICON, so that only comparisons within a column mean
 anything. The image autoencoder of SD-AE-UNet and SD-L2I has CaT2I-AE's trunk and saw F, B, m and I in equal shares,
-so that, unlike Stable Diffusion's, it knows masks; its latents have as many channels each as CaT2I-AE's. The
-fine-tuned system starts from SD-L2I's weights and sees {tuned:.0%} of the images. A share of {share:.0%} of the
-unfiltered samples has one of the paper's five defects (thing cut in half, background in the mask, a speck of a mask;
-the thing left in the hole, a filling that does not fit); the other systems see none, and "through learned filters" is
-what the filters of `train.train_quality` leave. SD-L2I's mask is the saliency reference's own, so its soft IOU is 1
-by definition and its layers are the picture.
+so that, unlike Stable Diffusion's, it knows masks; its latents have as many channels each as CaT2I-AE's. "Its
+autoencoder on composed pictures alone", where that row stands, saw I and nothing else. The fine-tuned system starts
+from SD-L2I's weights and sees {tuned:.0%} of the images. A share of {share:.0%} of the unfiltered samples has one of
+the paper's five defects (thing cut in half, background in the mask, a speck of a mask; the thing left in the hole, a
+filling that does not fit). But for what the learned filters let through the other systems see none: "through learned
+filters" is what those of `train.train_quality` leave. SD-L2I's mask is the saliency reference's own, so its soft IOU
+is 1 by definition and its layers are the picture.
 """
 _COLUMNS_NOTE = """Frechet and kernel distance: lower is better, 95 % intervals by a jackknife over ten groups; a kernel
 distance in whole numbers was recorded rounded, too coarsely for an interval. The others are means over the pictures
