@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ REFERENCES_FROM = 1 << 20
 _AT_ONCE = 32  # pictures, through models of others
 _FREE_ALARMS = 0.01
 _SPRITE_SIDE = 64
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +219,7 @@ def on_named_side(mask: Tensor, captions: Sequence[str]) -> Tensor:
     """
     columns = mask.sum(dim=(1, 2))
     centre = (columns * torch.linspace(-1, 1, mask.shape[-1])).sum(dim=1) / columns.sum(dim=1)
-    signs = torch.tensor([("right" in words) - ("left" in words) for words in map(str.split, captions)])
+    signs = torch.tensor([("right" in words) - ("left" in words) for words in map(_WORD.findall, captions)])
     return torch.where((signs == 0) | centre.isnan(), torch.nan, (centre * signs > 0).float())
 
 

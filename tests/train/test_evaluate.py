@@ -232,8 +232,8 @@ def test_the_side_that_a_caption_names() -> None:
     mask[:, :, 2:6, 1:4] = 0.5
     mask[1:3, :, :, 9] = 1.0
     mask[4] = 0
-    captions = ["a fox to the left", "a fox to the left", "fox beach small right", "a fox", "a fox on the right",
-                "a fox, on the right"]
+    captions = ["a fox to the left, 3d style", "a fox to the left", "fox beach small right", "a fox",
+                "a fox on the right", "a fox, on the right"]
     found = on_named_side(mask, captions).tolist()
     assert found[:3] == [1.0, 0.0, 1.0]
     assert math.isnan(found[3])

@@ -34,6 +34,7 @@ def test_failures_come_first(sprites: SpriteCache, sprite_file: Path) -> None:
     drawn[16:] = [TwoLayerImage.from_stack(layers.stack().flip(3)) for layers in drawn[16:]]
     asked = [scene.thing.name for scene in source.scenes(gallery._BEYOND, 24)]
     prompts = source.captions(gallery._BEYOND, 24)
+    words = [prompt.replace(",", " ").split() for prompt in prompts]
     leads: dict[int, float] = {}
     named: dict[int, str] = {}
     for i, layers in enumerate(drawn):
@@ -48,8 +49,8 @@ def test_failures_come_first(sprites: SpriteCache, sprite_file: Path) -> None:
     assert found[: len(missed)] == expected
     sided = [(i, reason) for i, reason in found if reason == "on the other side"]
     assert found[len(missed) : len(missed) + len(sided)] == sided
-    assert {i for i in range(16, 24) if {"left", "right"} & set(prompts[i].split())} <= {i for i, _ in sided}
-    assert all({"left", "right"} & set(prompts[i].split()) for i, _ in sided)
+    assert {i for i in range(16, 24) if {"left", "right"} & set(words[i])} <= {i for i, _ in sided}
+    assert all({"left", "right"} & set(words[i]) for i, _ in sided)
     rest = [i for i, _ in found[len(missed) + len(sided) :]]
     similarity = evaluator.similarity(torch.cat([compose(layers) for layers in drawn]), prompts)
     assert rest == sorted(set(range(24)) - set(missed) - {i for i, _ in sided}, key=lambda i: float(similarity[i]))
