@@ -33,6 +33,8 @@ class AutoencoderConfig:
         patch_size: pixel-unshuffle factor of the stem and pixel-shuffle factor of the heads; 1 is SD's plain stem.
         head_channels: hidden width of each conv-bn-relu-conv head. The paper is silent.
         composed_head: whether the auxiliary head for I exists; False is the paper's "no-sup" variant.
+        background_decoder: whether B's head has a decoder of its own; the paper has one for all heads. What the shared
+            features know of F leaves a trace in B (ours; models/README.md has the figures).
     """
 
     latent_channels: int = 4
@@ -42,6 +44,7 @@ class AutoencoderConfig:
     patch_size: int = 1
     head_channels: int = 64
     composed_head: bool = True
+    background_decoder: bool = False
 
     def __post_init__(self) -> None:
         """Normalise sequences from JSON and YAML and check every number, all problems in one ValueError."""
@@ -303,6 +306,8 @@ class CaT2IAutoencoder(nn.Module):
         self.quant_conv = ops.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = ops.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.decoder = Decoder(config, ops)
+        if config.background_decoder:
+            self.background_decoder = Decoder(config, ops)
         width, hidden, patch = config.block_out_channels[0], config.head_channels, config.patch_size
         self.heads = nn.ModuleDict({
             name: Head(width, hidden, HEAD_CHANNELS_OUT[name], patch, ops, folded=folded) for name in config.heads
@@ -363,8 +368,13 @@ class CaT2IAutoencoder(nn.Module):
             raise ValueError(
                 f"latents must have shape (N, {self.config.latent_channels}, h, w), got {tuple(latents.shape)}"
             )
-        features = self.decoder(self.post_quant_conv(latents))
-        return {name: (head(features) + 1) / 2 for name, head in self.heads.items()}
+        z = self.post_quant_conv(latents)
+        outputs: dict[str, Tensor] = {}
+        if self.config.background_decoder:  # first, so that its features are gone before the others' are computed
+            outputs["background"] = self.heads["background"](self.background_decoder(z))
+        features = self.decoder(z)
+        outputs |= {name: head(features) for name, head in self.heads.items() if name not in outputs}
+        return {name: (outputs[name] + 1) / 2 for name in self.heads}
 
     def encode(self, image: TwoLayerImage) -> LatentDistribution:
         """Encode two layers; sizes must be multiples of config.downscale, see `encode_stack`."""
@@ -382,6 +392,18 @@ class CaT2IAutoencoder(nn.Module):
         """One training pass: stack (N, 7, H, W) in [0, 1] -> its distribution and the heads' outputs of one draw."""
         distribution = self.encode_stack(stack)
         return distribution, self.decode_heads(draw(distribution))
+
+
+def with_background_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the same model with `background_decoder`, which starts as the shared one: B stays the same.
+
+    Args:
+        state: of a `CaT2IAutoencoder` with or without it.
+
+    Returns:
+        A new dict of the same tensors.
+    """
+    return {f"background_{key}": tensor for key, tensor in state.items() if key.startswith("decoder.")} | dict(state)
 
 
 def fold_batch_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .autoencoder import AutoencoderConfig, CaT2IAutoencoder
+from .autoencoder import AutoencoderConfig, CaT2IAutoencoder, with_background_decoder
 from .checkpoint import (
     FORMAT_VERSION,
     CheckpointError,
@@ -141,6 +141,8 @@ def load_sd_autoencoder(autoencoder: CaT2IAutoencoder, weights: Mapping[str, Ten
     found = {key: tensor for key, tensor in found.items() if not key.startswith("decoder.conv_out.")}
     widened = "encoder.conv_in.weight"
     found[widened] = torch.cat([found[widened], found[widened].new_zeros(len(found[widened]), 4, 3, 3)], dim=1)
+    if autoencoder.config.background_decoder:
+        found = with_background_decoder(found)
     autoencoder.load_state_dict(found, strict=False)
 
 
@@ -159,7 +161,7 @@ def read_sd_autoencoder(config: AutoencoderConfig, weights: Mapping[str, Tensor]
         raise ValueError(f"autoencoder must have patch_size 1 to take SD's weights, got {config.patch_size}")
     source, tensors = ("the state dict", weights) if not isinstance(weights, str | Path) else _read(Path(weights))
     with torch.device("meta"):
-        own = CaT2IAutoencoder(config).state_dict()
+        own = CaT2IAutoencoder(replace(config, background_decoder=False)).state_dict()
     expected = {key: tuple(tensor.shape) for key, tensor in own.items() if not key.startswith("heads.")}
     found = _under_diffusers_names(tensors, list(expected), levels=len(config.block_out_channels))
     width = config.block_out_channels[0]

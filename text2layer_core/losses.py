@@ -38,11 +38,14 @@ def reconstruction_l1(prediction: Tensor, target: Tensor) -> Tensor:
     return _absolute_difference(prediction, target).mean()
 
 
-def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor, *, floor: float = 0.05) -> Tensor:
+def masked_l1(
+    prediction: Tensor, target: Tensor, mask: Tensor, *, floor: float = 0.05, scales: int = 1
+) -> Tensor:
     """L1 normalised by the mask's area: sum m |F^ - F| / sum m per sample and channel; of F or of what B hides.
 
     Not in the paper: over the whole picture a small thing hardly counts, so that F comes out in one hue, and B keeps a
-    trace of it.
+    trace of it. Such a trace is faint and wide, and texture that cannot be had outweighs it pixel by pixel; where the
+    error m (B^ - B) is averaged over 2x2, 4x4, ... pixels first, texture cancels out and the trace stays.
 
     Args:
         prediction: F^ or B^, (N, C, H, W).
@@ -50,17 +53,27 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor, *, floor: float 
         mask: the true m, (N, 1, H, W).
         floor: the least area, as a share of the picture, that is divided by: keeps the loss of an
             almost empty mask from exploding; above 0, at most 1.
+        scales: the mean over this many is returned: single pixels, 2x2 means, 4x4 means, ...
 
     Raises:
-        ValueError: the shapes do not belong together, or the floor is out of range.
+        ValueError: the shapes do not belong together, the floor is out of range, or the picture is smaller than
+            2^(scales - 1) pixels.
     """
     check_pair(prediction, target)
     check_mask_shape(mask, target)
     if not 0 < floor <= 1:
         raise ValueError(f"floor must be above 0 and at most 1, got {floor}")
+    if scales < 1 or min(prediction.shape[-2:]) < 2 ** (scales - 1):
+        raise ValueError(f"scales must be at least 1 and pictures at least 2^(scales - 1) pixels a side, "
+                         f"got scales {scales} and {tuple(prediction.shape)}")
     weight = widen(mask)
-    error = (weight * _absolute_difference(prediction, target)).mean(dim=(1, 2, 3))
-    return (error / weight.mean(dim=(1, 2, 3)).clamp_min(floor)).mean()
+    error = weight * (widen(prediction) - widen(target))
+    area = weight.mean(dim=(1, 2, 3)).clamp_min(floor)
+    terms: list[Tensor] = []
+    for scale in range(scales):
+        pooled = functional.avg_pool2d(error, 2**scale) if scale else error
+        terms.append((pooled.abs().mean(dim=(1, 2, 3)) / area).mean())
+    return torch.stack(terms).mean()
 
 
 def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class ImageAutoencoder(CaT2IAutoencoder):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         """A three-channel encoder and one head."""
-        super().__init__(config)
+        super().__init__(replace(config, background_decoder=False))
         self.encoder = Encoder(config, nn, in_channels=3)
         self.heads = nn.ModuleDict({"composed": self.heads["composed"]})
         self._initialise()

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,10 +32,11 @@ def take_decoder(model: Text2LayerModel, finer: Text2LayerModel) -> None:
     """
     ours, theirs = model.autoencoder.state_dict(), finer.autoencoder.state_dict()
     encoder = [key for key in ours if key.startswith(("encoder.", "quant_conv."))]
-    same = model.autoencoder.config == finer.autoencoder.config
-    if not same or not all(torch.equal(ours[key], theirs[key]) for key in encoder):
-        raise ValueError("--autoencoder must have the model's own encoder (train it with frozen_encoder), got another")
-    model.autoencoder.load_state_dict(theirs)
+    config = replace(finer.autoencoder.config, background_decoder=model.autoencoder.config.background_decoder)
+    if config != model.autoencoder.config or not all(torch.equal(ours[key], theirs[key]) for key in encoder):
+        raise ValueError("--autoencoder must have the model's own encoder (train it with trained: decoder or "
+                         "background), got another")
+    model.autoencoder = finer.autoencoder
     model.card["autoencoder"] = finer.card
 
 
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path,
                         help="what `python -m train.check --json` printed (without it the card has no figures)")
     parser.add_argument("--autoencoder", type=Path,
-                        help="export of train_autoencoder with frozen_encoder, whose decoder to take")
+                        help="export of train_autoencoder with trained: decoder or background, to decode with")
     parser.add_argument("--name", default="text2layer-mini")
     parser.add_argument("--hardware", required=True, help='what it was trained on ("two CPU cores, 2 hours")')
     parser.add_argument("--out", type=Path, required=True)

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from text2layer_core import losses
-from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder, Head, LatentDistribution
+from text2layer_core.autoencoder import (
+    AutoencoderConfig,
+    CaT2IAutoencoder,
+    Head,
+    LatentDistribution,
+    with_background_decoder,
+)
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 from text2layer_core.compositing import blend
 from text2layer_core.schedule import ScheduleConfig
@@ -34,6 +40,11 @@ from train.pictures import save_grid
 
 _SHEET_ROWS = 8
 _WEIGHED = ("foreground", "background", "composed", "perceptual", "mask")  # by uncertainty, where so configured
+_TRAINED = {  # what the trained parameters' names start with
+    "all": "",
+    "decoder": ("post_quant_conv.", "decoder.", "background_decoder.", "heads."),
+    "background": ("background_decoder.", "heads.background."),
+}
 _GOLDEN = 0.6180339887498949  # its multiples spread evenly in [0, 1)
 
 
@@ -55,6 +66,7 @@ class LossConfig:
         foreground_by_area: the foreground's L1 normalised by the mask's area (ours) instead of over the whole picture.
         foreground_outside: with foreground_by_area, weight of F's L1 over the whole picture (the padded colour).
         hidden_background: weight of B's L1 where the mask covers it, normalised by the mask's area (ours).
+        hidden_scales: of that L1: also of 2x2, 4x4, ... means (`losses.masked_l1`).
         composition: weight of |I - compose(F^, B^, m^)| (ours).
         consistency: weight of |I^ - compose(F^, B^, m^)| (ours).
         uncertainty: the terms of F, B, I, the mask and the perceptual one count as exp(-s) L + s with learnt s
@@ -70,6 +82,7 @@ class LossConfig:
     foreground_by_area: bool = True
     foreground_outside: float = 0.1
     hidden_background: float = 0.0
+    hidden_scales: int = 1
     composition: float = 1.0
     consistency: float = 0.2
     uncertainty: bool = False
@@ -82,7 +95,8 @@ class AutoencoderTrainingConfig:
     Attributes:
         run: run folder, outside the checkout.
         cached: samples drawn once to disk and seen again in new orders; 0 draws every sample afresh.
-        frozen_encoder: train the decoder alone (with --init-from), so that a UNet trained on the latents still fits.
+        trained: "all"; "decoder", everything behind the encoder (with --init-from), so that a UNet trained on the
+            latents still fits; or "background", the decoder and head of B alone, so that F, m and I^ stay too.
         latent_noise: most noise that the decoder gets on top of the posterior's, in standard deviations of a sample's
             latents, at a level for each sample between 0 and this. A UNet's latents are never exact: a decoder that
             has seen such ones leaves less of the thing in the background. 0 is the paper's.
@@ -99,7 +113,7 @@ class AutoencoderTrainingConfig:
     training: TrainingConfig
     losses: LossConfig = field(default_factory=LossConfig)
     cached: int = 0
-    frozen_encoder: bool = False
+    trained: Literal["all", "decoder", "background"] = "all"
     latent_noise: float = 0.0
     frozen_batch_norm: bool = False
     align_latents: AlignLatents | None = None
@@ -109,6 +123,8 @@ class AutoencoderTrainingConfig:
         for name, value in (("cached", self.cached), ("latent_noise", self.latent_noise)):
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
+        if self.trained == "background" and not self.autoencoder.background_decoder:
+            raise ValueError("autoencoder.background_decoder must be true where trained is background, got false")
 
 
 @dataclass
@@ -152,8 +168,8 @@ class AutoencoderObjective(nn.Module):
     def forward(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
         """The sum "loss" and its terms."""
         config = self._config
-        if self._frozen_batch_norm:
-            for head in self.autoencoder.heads.values():
+        for head in self.autoencoder.heads.values():
+            if self._frozen_batch_norm or not cast("Head", head).conv1.weight.requires_grad:
                 cast("Head", head).norm.eval()
         foreground, background, mask = batch.stack.split([3, 3, 1], dim=1)
         distribution, outputs = self.autoencoder(batch.stack, lambda d: _inexact(d, batch))
@@ -176,7 +192,7 @@ class AutoencoderObjective(nn.Module):
                 reconstruction[name] = reconstruction[name] + config.perceptual_weight * value
         if config.hidden_background:
             terms["hidden_background"] = config.hidden_background * losses.masked_l1(
-                outputs["background"], background, mask)
+                outputs["background"], background, mask, scales=config.hidden_scales)
         terms["mask"] = config.mask * losses.mask_loss(outputs["mask"], mask, foreground, background)
         if config.uncertainty:
             terms |= {name: terms[name] * torch.exp(-scale) + scale for name, scale in self.log_scales.items()
@@ -253,9 +269,8 @@ class AutoencoderTask:
         self.autoencoder = CaT2IAutoencoder(config.autoencoder)
         if config.training.gradient_checkpointing:
             self.autoencoder.checkpoint_blocks()
-        if config.frozen_encoder:
-            for part in (self.autoencoder.encoder, self.autoencoder.quant_conv):
-                part.requires_grad_(False)
+        for name, parameter in self.autoencoder.named_parameters():
+            parameter.requires_grad_(name.startswith(_TRAINED[config.trained]))
         objectives: list[Objective] = []
         discriminator = None
         if config.losses.adversarial:
@@ -299,11 +314,14 @@ class AutoencoderTask:
         save_checkpoint(path, Text2LayerModel(self.autoencoder, None, None, ScheduleConfig(), card))
 
     def load_weights(self, path: Path) -> int:
-        """The autoencoder's weights of any checkpoint of the same shape."""
+        """The autoencoder's weights of any checkpoint of the same shape, or of one without a decoder for B alone."""
         model = load_checkpoint(path)
-        if model.autoencoder.config != self._config.autoencoder:
+        wanted, state = self._config.autoencoder, model.autoencoder.state_dict()
+        if wanted.background_decoder and not model.autoencoder.config.background_decoder:
+            wanted, state = replace(wanted, background_decoder=False), with_background_decoder(state)
+        if model.autoencoder.config != wanted:
             raise ValueError(f"--init-from must hold the configured autoencoder, got {model.autoencoder.config}")
-        self.autoencoder.load_state_dict(model.autoencoder.state_dict())
+        self.autoencoder.load_state_dict(state)
         return int(model.card.get("images", 0)) if model.card.get("stage") == "autoencoder" else 0
 
 

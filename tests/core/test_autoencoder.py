@@ -14,6 +14,7 @@ from text2layer_core.autoencoder import (
     Head,
     LatentDistribution,
     fold_batch_norm,
+    with_background_decoder,
 )
 from text2layer_core.layers import TwoLayerImage
 
@@ -63,6 +64,21 @@ def test_without_the_auxiliary_head_there_is_no_predicted_composed() -> None:
     model = CaT2IAutoencoder(config).eval()
     assert list(model.heads) == ["foreground", "background", "mask"]
     assert model.decode(torch.zeros(1, 3, 4, 4)).predicted_composed is None
+
+
+@torch.no_grad()
+def test_a_decoder_for_the_background_moves_the_background_alone() -> None:
+    """It starts as the shared one, which the others go on with."""
+    shared = CaT2IAutoencoder(PATCHED).eval()
+    own = CaT2IAutoencoder(dataclasses.replace(PATCHED, background_decoder=True)).eval()
+    own.load_state_dict(with_background_decoder(shared.state_dict()))
+    latents = torch.randn(2, PATCHED.latent_channels, 2, 2, generator=torch.Generator().manual_seed(0))
+    before, found = shared.decode_heads(latents), own.decode_heads(latents)
+    assert list(found) == list(before)
+    assert all(torch.equal(found[name], before[name]) for name in before)
+    own.background_decoder.conv_in.weight.mul_(2)
+    moved = own.decode_heads(latents)
+    assert [name for name in before if not torch.equal(moved[name], before[name])] == ["background"]
 
 
 def test_a_head_is_conv_bn_relu_conv() -> None:

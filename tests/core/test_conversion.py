@@ -301,6 +301,14 @@ def test_ldm_weights_alone_or_in_a_whole_checkpoint(sd: AutoencoderKL, cat2i: Ca
         assert torch.equal(actual[:, :3] if key == "encoder.conv_in.weight" else actual, tensor), key
 
 
+def test_a_decoder_for_the_background_takes_the_same_weights(sd: AutoencoderKL, cat2i: CaT2IAutoencoder) -> None:
+    own = CaT2IAutoencoder(replace(cat2i.config, background_decoder=True))
+    load_sd_autoencoder(own, sd.state_dict())
+    for key, tensor in sd.decoder.state_dict().items():
+        if not key.startswith("conv_out."):
+            assert torch.equal(own.state_dict()[f"background_decoder.{key}"], tensor), key
+
+
 def test_older_diffusers_names_from_a_file(sd: AutoencoderKL, cat2i: CaT2IAutoencoder, tmp_path: Path) -> None:
     """The files of the SD VAEs on the hub call the attention's layers query, key, value and proj_attn."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

@@ -50,6 +50,20 @@ def test_masked_l1_does_not_depend_on_the_area_above_the_floor() -> None:
     assert losses.masked_l1(prediction, truth, mask(1, 0, 0, 0), floor=0.5).item() == pytest.approx(0.2)
 
 
+def test_masked_l1_of_means_keeps_a_trace_and_lets_texture_cancel() -> None:
+    """A checkerboard of 0.4 costs 0.4 pixel by pixel and nothing in 2x2 means; an even 0.4 costs 0.4 in both."""
+    truth, rows, columns = torch.zeros(1, 3, 4, 4), *torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
+    checkered = (0.4 * (-1.0) ** (rows + columns)).expand(1, 3, 4, 4)
+    whole = torch.ones(1, 1, 4, 4)
+    assert losses.masked_l1(checkered, truth, whole, scales=1).item() == pytest.approx(0.4)
+    assert losses.masked_l1(checkered, truth, whole, scales=3).item() == pytest.approx(0.4 / 3)
+    assert losses.masked_l1(truth + 0.4, truth, whole, scales=3).item() == pytest.approx(0.4)
+    half = torch.cat([torch.ones(1, 1, 4, 2), torch.zeros(1, 1, 4, 2)], dim=3)  # means across its outline: 4x4 only
+    assert losses.masked_l1(truth + 0.4, truth, half, scales=3).item() == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="scales must be at least 1 and pictures at least 2"):
+        losses.masked_l1(truth, truth, whole, scales=4)
+
+
 def test_kl_loss_by_hand() -> None:
     """N(0, 1) costs 0; mean 2, variance 1: 2 nats a value; variance e: (e - 2) / 2; mean over the batch of sums."""
     zero = torch.zeros(2, 3, 1, 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
+from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder, with_background_decoder
 from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 from text2layer_core.schedule import ScheduleConfig
 from train.release import LICENCES, main
@@ -75,6 +76,21 @@ def test_a_finer_decoder_is_taken(
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_a_decoder_for_the_background_is_taken(arguments: list[str], tmp_path: Path) -> None:
+    finer = load_checkpoint(tmp_path / "model.safetensors").autoencoder
+    own = CaT2IAutoencoder(replace(finer.config, background_decoder=True))
+    own.load_state_dict(with_background_decoder(finer.state_dict()))
+    save_checkpoint(tmp_path / "finer.safetensors", Text2LayerModel(own, None, None, ScheduleConfig(), {"images": 20}))
+    report = FIGURES | {"images": SEEN | {"decoder": 20}}
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    assert main([*arguments, "--autoencoder", str(tmp_path / "finer.safetensors")]) == 0
+    released = load_checkpoint(tmp_path / "models" / "released.safetensors").autoencoder
+    assert released.config.background_decoder
+    found, expected = released.state_dict(), load_checkpoint(tmp_path / "finer.safetensors").autoencoder.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -90,7 +106,8 @@ def test_another_encoder_is_refused(
 ) -> None:
     save_checkpoint(tmp_path / "other.safetensors", make_model(**other))
     error = refused([*arguments, "--autoencoder", str(tmp_path / "other.safetensors")], capsys)
-    assert "--autoencoder must have the model's own encoder (train it with frozen_encoder), got another" in error
+    assert ("--autoencoder must have the model's own encoder (train it with trained: decoder or background), "
+            "got another") in error
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from text2layer_core import losses
 from text2layer_core.autoencoder import AutoencoderConfig
-from text2layer_core.checkpoint import load_checkpoint
+from text2layer_core.checkpoint import Text2LayerModel, load_checkpoint, save_checkpoint
 from text2layer_core.compositing import blend
+from text2layer_core.schedule import ScheduleConfig
 from train.config import load_config, parse
 from train.engine import Part, Run, fit, resume
 from train.train_autoencoder import AutoencoderTask, AutoencoderTrainingConfig, LossConfig, _inexact, main, make_task
@@ -128,12 +129,14 @@ def task_and_batch(values: dict[str, Any]) -> tuple[AutoencoderTask, Any]:
 
 @torch.no_grad()
 def test_hidden_background_is_its_l1_under_the_mask(values: dict[str, Any]) -> None:
-    values["losses"]["hidden_background"] = 2.0
+    values["losses"] |= {"hidden_background": 2.0, "hidden_scales": 2}
     task, batch = task_and_batch(values)
     _, outputs = task.autoencoder(batch.stack, lambda d: d.mean + torch.exp(0.5 * d.logvar) * batch.noise)
     background, mask = batch.stack[:, 3:6], batch.stack[:, 6:]
-    error = (mask * (outputs["background"] - background).abs()).mean((1, 2, 3))
-    expected = 2 * (error / mask.mean((1, 2, 3)).clamp_min(0.05)).mean()
+    error = mask * (outputs["background"] - background)
+    area = mask.mean((1, 2, 3)).clamp_min(0.05)
+    means = error.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean((3, 5))
+    expected = (error.abs().mean((1, 2, 3)) / area).mean() + (means.abs().mean((1, 2, 3)) / area).mean()
     assert float(task.objectives[0].module(batch)["hidden_background"]) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -221,16 +224,24 @@ def test_adversarial_terms_set_in_where_configured(values: dict[str, Any]) -> No
     assert all(parameter.requires_grad for parameter in critic.parameters())
 
 
-def test_frozen_encoder_keeps_the_latents(values: dict[str, Any]) -> None:
-    run, task = make(config_of({**values, "frozen_encoder": True}))
+@pytest.mark.parametrize(("trained", "moving"), [
+    ("decoder", ("decoder.", "post_quant_conv.", "background_decoder.", "heads.")),
+    ("background", ("background_decoder.", "heads.background.")),
+])
+def test_only_what_is_trained_changes(values: dict[str, Any], trained: str, moving: tuple[str, ...]) -> None:
+    """BatchNorm's statistics among it: the latents stay, and with "background" F, m and I^ stay to the last bit."""
+    values["autoencoder"]["background_decoder"] = True
+    run, task = make(config_of({**values, "trained": trained}))
     before = {name: value.clone() for name, value in task.autoencoder.state_dict().items()}
     for _ in range(2):
         run.step()
-    kept = {name for name, value in task.autoencoder.state_dict().items() if torch.equal(value, before[name])}
-    trained = {name for name, parameter in task.autoencoder.named_parameters() if parameter.requires_grad}
-    frozen = {name for name in before if name.startswith(("encoder.", "quant_conv."))}
-    assert kept == frozen
-    assert trained.isdisjoint(frozen)
+    changed = {name for name, value in task.autoencoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith(moving)}
+
+
+def test_background_alone_needs_a_decoder_of_its_own(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="background_decoder must be true where trained is background, got false"):
+        config_of({**values, "trained": "background"})
 
 
 def test_exported_ema_decodes_as_the_ema(values: dict[str, Any]) -> None:
@@ -287,6 +298,25 @@ def test_command_trains_resumes_and_goes_on_elsewhere(values: dict[str, Any], tm
     assert run_main([*arguments, *new, "--set", "training.images=28"]) == 0
     state = torch.load(tmp_path / "new" / "states" / "0000000028.pt", weights_only=True)
     assert (state["images"], state["start"]) == (28, 16)
+
+
+def test_a_decoder_for_the_background_starts_as_the_shared_one(values: dict[str, Any], tmp_path: Path) -> None:
+    run, _ = make(config_of(values))
+    fit(run)
+    values["run"] = str(tmp_path / "new")
+    values["autoencoder"]["background_decoder"] = True
+    _, task = make(config_of(values))
+    assert task.load_weights(run.folder / "model.safetensors") == 16
+    before = load_checkpoint(run.folder / "model.safetensors").autoencoder
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = before.decode_heads(latents), task.autoencoder.eval().decode_heads(latents)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    save_checkpoint(tmp_path / "with.safetensors", Text2LayerModel(task.autoencoder, None, None, ScheduleConfig()))
+    _, task = make(config_of({**values, "autoencoder": values["autoencoder"] | {"background_decoder": False}}))
+    with pytest.raises(ValueError, match="--init-from must hold the configured autoencoder"):
+        task.load_weights(tmp_path / "with.safetensors")
 
 
 def test_init_from_takes_the_weights(values: dict[str, Any], tmp_path: Path) -> None:
