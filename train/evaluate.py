@@ -79,13 +79,22 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "weights": model_digest(model), "images": images_seen(model.card), "split": arguments.split, **asdict(drawing),
         "references": arguments.references, "judge": card,
         **{who: {name: asdict(figure) for name, figure in found.items()} for who, found in table.items()},
-        **(judge.by_word(figures["model"]) if isinstance(judge, IconJudge) else {}),
     }
+    traces = judge.traces(truth) if isinstance(judge, IconJudge) else {}
+    if isinstance(judge, IconJudge):
+        report |= {"traces": {opacity: asdict(figure) for opacity, figure in traces.items()},
+                   **judge.by_word(figures["model"])}
     (arguments.out / "report.json").write_text(json.dumps(_plain(report), indent=1), encoding="utf-8")
     if sorted_by := [name for name in _SORTED_BY if name in figures["model"]]:
         save_sheet(arguments.out / "sheet.png", drawn, figures["model"][sorted_by[0]])
     save_plots(arguments.out, figures)
-    print(json.dumps(_plain(report), allow_nan=False) if arguments.json else format_table(table))
+    if arguments.json:
+        print(json.dumps(_plain(report), allow_nan=False))
+        return
+    print(format_table(table))
+    if traces:
+        seen = ", ".join(f"{figure} at {opacity}" for opacity, figure in traces.items())
+        print(f"leakage of true backgrounds with the true thing at an opacity: {seen}")
 
 
 def model_digest(model: Text2LayerModel) -> str:

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,7 @@ RESAMPLES = 1000
 REFERENCES_FROM = 1 << 20
 _AT_ONCE = 32  # pictures, through models of others
 _FREE_ALARMS = 0.01
+_TRACES = (0.03, 0.05, 0.1, 0.2)  # opacities
 _SPRITE_SIDE = 64
 _WORD = re.compile(r"\w+")
 
@@ -299,6 +300,20 @@ class IconJudge:
             "leakage_other_thing": left.gather(1, (things[:, None] + 1) % left.shape[1])[:, 0].float(),
             **layer_figures(drawn),
         }
+
+    def traces(self, truth: TwoLayerImage) -> dict[str, Interval]:
+        """`leakage` of true backgrounds (n, ...) through which the true thing shows, by its opacity: what it measures.
+
+        Args:
+            truth: the layers of the source's first n scenes.
+        """
+        things, _ = self._source.labels(0, len(truth))
+        found: dict[str, Interval] = {}
+        for opacity in _TRACES:
+            traced = compose(replace(truth, mask=opacity * truth.mask))
+            scores = self._thing_scores(traced).gather(1, things[:, None])[:, 0]
+            found[str(opacity)] = mean_interval((scores > self.threshold).float())
+        return found
 
     def by_word(self, figures: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, float]]]:
         """The means of `figures` over the pictures of each thing and of each place in the prompts."""

@@ -78,6 +78,18 @@ def test_leakage_catches_a_thing_left_in_the_background(evaluator: IconEvaluator
     assert float(true["ghost"].nanmean()) < 1.1
 
 
+def test_the_fainter_a_trace_the_less_often_it_is_seen(evaluator: IconEvaluator, source: IconSource) -> None:
+    """A thing at a fifth of its opacity nearly always, at 3 % hardly more often than none."""
+    judge = IconJudge(evaluator, source, 256)
+    image = source.batch(0, 48).image
+    traced = TwoLayerImage(image.foreground, compose(replace(image, mask=0.1 * image.mask)), image.mask)
+    found = {opacity: figure.value for opacity, figure in judge.traces(image).items()}
+    assert found["0.1"] == pytest.approx(float(judge.figures(Drawn(traced, None))["leakage"].mean()))
+    assert list(found.values()) == sorted(found.values())
+    assert found["0.03"] <= 0.15
+    assert found["0.2"] >= 0.7
+
+
 def test_true_layers_through_the_bundled_autoencoder(source: IconSource) -> None:
     """Two batches; what the file's decoder keeps (models/README.md has the mask's soft IoU at 0.973)."""
     image = source.batch(0, 24).image.crop(120, 104)

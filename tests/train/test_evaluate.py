@@ -193,6 +193,7 @@ def test_the_command(files: dict[str, str], capsys: pytest.CaptureFixture[str]) 
     assert first["autoencoder"].keys() >= {"similarity", "leakage", "consistency_psnr", "frechet_distance"}
     assert first["autoencoder"]["similarity"] not in (first["model"]["similarity"], first["truth"]["similarity"])
     assert sum(found["pictures"] for found in first["by_place"].values()) == 12
+    assert list(first["traces"]) == ["0.03", "0.05", "0.1", "0.2"]
     with Image.open(out / "sheet.png") as sheet, Image.open(out / "masks.png") as plots:
         assert sheet.size == (8 * 32, 12 * 32)
         assert plots.width > 800
@@ -200,6 +201,7 @@ def test_the_command(files: dict[str, str], capsys: pytest.CaptureFixture[str]) 
     table = capsys.readouterr().out
     assert "frechet_distance" in table
     assert "leakage" in table
+    assert f"{Interval(**first['traces']['0.2'])} at 0.2" in table
 
 
 def test_other_weights_under_the_same_card_are_drawn_anew(
