@@ -34,8 +34,8 @@ def take_decoder(model: Text2LayerModel, finer: Text2LayerModel) -> None:
     encoder = [key for key in ours if key.startswith(("encoder.", "quant_conv."))]
     config = replace(finer.autoencoder.config, background_decoder=model.autoencoder.config.background_decoder)
     if config != model.autoencoder.config or not all(torch.equal(ours[key], theirs[key]) for key in encoder):
-        raise ValueError("--autoencoder must have the model's own encoder (train it with trained: decoder or "
-                         "background), got another")
+        raise ValueError("--autoencoder must have the model's own encoder (train it with frozen_encoder), got "
+                         "another")
     model.autoencoder = finer.autoencoder
     model.card["autoencoder"] = finer.card
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path,
                         help="what `python -m train.check --json` printed (without it the card has no figures)")
     parser.add_argument("--autoencoder", type=Path,
-                        help="export of train_autoencoder with trained: decoder or background, to decode with")
+                        help="export of train_autoencoder with frozen_encoder, to decode with")
     parser.add_argument("--name", default="text2layer-mini")
     parser.add_argument("--hardware", required=True, help='what it was trained on ("two CPU cores, 2 hours")')
     parser.add_argument("--out", type=Path, required=True)

@@ -40,11 +40,6 @@ from train.pictures import save_grid
 
 _SHEET_ROWS = 8
 _WEIGHED = ("foreground", "background", "composed", "perceptual", "mask")  # by uncertainty, where so configured
-_TRAINED = {  # what the trained parameters' names start with
-    "all": "",
-    "decoder": ("post_quant_conv.", "decoder.", "background_decoder.", "heads."),
-    "background": ("background_decoder.", "heads.background."),
-}
 _GOLDEN = 0.6180339887498949  # its multiples spread evenly in [0, 1)
 
 
@@ -95,8 +90,7 @@ class AutoencoderTrainingConfig:
     Attributes:
         run: run folder, outside the checkout.
         cached: samples drawn once to disk and seen again in new orders; 0 draws every sample afresh.
-        trained: "all"; "decoder", everything behind the encoder (with --init-from), so that a UNet trained on the
-            latents still fits; or "background", the decoder and head of B alone, so that F, m and I^ stay too.
+        frozen_encoder: train what decodes alone (with --init-from), so that a UNet trained on the latents still fits.
         latent_noise: most noise that the decoder gets on top of the posterior's, in standard deviations of a sample's
             latents, at a level for each sample between 0 and this. A UNet's latents are never exact: a decoder that
             has seen such ones leaves less of the thing in the background. 0 is the paper's.
@@ -113,7 +107,7 @@ class AutoencoderTrainingConfig:
     training: TrainingConfig
     losses: LossConfig = field(default_factory=LossConfig)
     cached: int = 0
-    trained: Literal["all", "decoder", "background"] = "all"
+    frozen_encoder: bool = False
     latent_noise: float = 0.0
     frozen_batch_norm: bool = False
     align_latents: AlignLatents | None = None
@@ -123,8 +117,6 @@ class AutoencoderTrainingConfig:
         for name, value in (("cached", self.cached), ("latent_noise", self.latent_noise)):
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        if self.trained == "background" and not self.autoencoder.background_decoder:
-            raise ValueError("autoencoder.background_decoder must be true where trained is background, got false")
 
 
 @dataclass
@@ -168,8 +160,8 @@ class AutoencoderObjective(nn.Module):
     def forward(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
         """The sum "loss" and its terms."""
         config = self._config
-        for head in self.autoencoder.heads.values():
-            if self._frozen_batch_norm or not cast("Head", head).conv1.weight.requires_grad:
+        if self._frozen_batch_norm:
+            for head in self.autoencoder.heads.values():
                 cast("Head", head).norm.eval()
         foreground, background, mask = batch.stack.split([3, 3, 1], dim=1)
         distribution, outputs = self.autoencoder(batch.stack, lambda d: _inexact(d, batch))
@@ -269,8 +261,9 @@ class AutoencoderTask:
         self.autoencoder = CaT2IAutoencoder(config.autoencoder)
         if config.training.gradient_checkpointing:
             self.autoencoder.checkpoint_blocks()
-        for name, parameter in self.autoencoder.named_parameters():
-            parameter.requires_grad_(name.startswith(_TRAINED[config.trained]))
+        if config.frozen_encoder:
+            for part in (self.autoencoder.encoder, self.autoencoder.quant_conv):
+                part.requires_grad_(False)
         objectives: list[Objective] = []
         discriminator = None
         if config.losses.adversarial:

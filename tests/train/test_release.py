@@ -106,8 +106,7 @@ def test_another_encoder_is_refused(
 ) -> None:
     save_checkpoint(tmp_path / "other.safetensors", make_model(**other))
     error = refused([*arguments, "--autoencoder", str(tmp_path / "other.safetensors")], capsys)
-    assert ("--autoencoder must have the model's own encoder (train it with trained: decoder or background), "
-            "got another") in error
+    assert "--autoencoder must have the model's own encoder (train it with frozen_encoder), got another" in error
 
 
 @pytest.mark.parametrize(
