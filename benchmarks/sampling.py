@@ -71,7 +71,8 @@ def bundled_case() -> Case:
         path = bundled_model_path()
     except CheckpointError:
         autoencoder = CaT2IAutoencoder(
-            load_config(CONFIGS / "mini_autoencoder.yaml", (), AutoencoderTrainingConfig).autoencoder
+            load_config(CONFIGS / "mini_autoencoder.yaml", ("autoencoder.background_decoder=true",),
+                        AutoencoderTrainingConfig).autoencoder
         ).eval()
         diffusion = load_config(CONFIGS / "mini_diffusion.yaml", (), DiffusionTrainingConfig)
         tokens = load_config(CONFIGS / "mini_text_encoder.yaml", (), TextTrainingConfig).encoder.max_length

@@ -244,7 +244,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """SD's decoder without its last layer: the trunk that the heads share."""
+    """SD's decoder without its last layer: the trunk that heads share."""
 
     def __init__(self, config: AutoencoderConfig, ops: Any) -> None:
         """Make the trunk with ops' layer classes."""
@@ -398,12 +398,12 @@ def with_background_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of the same model with `background_decoder`, which starts as the shared one: B stays the same.
 
     Args:
-        state: of a `CaT2IAutoencoder` with or without it.
+        state: of a `CaT2IAutoencoder` without it, or a part of one.
 
     Returns:
-        A new dict of the same tensors.
+        A new dict; both decoders have the same tensors, to be copied into a model.
     """
-    return {f"background_{key}": tensor for key, tensor in state.items() if key.startswith("decoder.")} | dict(state)
+    return dict(state) | {f"background_{key}": tensor for key, tensor in state.items() if key.startswith("decoder.")}
 
 
 def fold_batch_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -125,7 +125,7 @@ def load_sd_autoencoder(autoencoder: CaT2IAutoencoder, weights: Mapping[str, Ten
     Widening the encoder's first convolution from 3 to 7 channels is our choice, since the paper trains from scratch:
     the foreground's channels take the weights, those of background and mask are zero, so that at first the encoder sees
     the foreground just as Stable Diffusion would. The decoder's last layer (`conv_out`) is dropped, as in the paper;
-    the heads stay as they are.
+    the heads stay as they are, and a decoder of the background alone starts as the shared one.
 
     Args:
         autoencoder: a CaT2I-AE with a plain stem (patch size 1) and SD's widths; keeps its device and dtype.

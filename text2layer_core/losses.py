@@ -53,19 +53,19 @@ def masked_l1(
         mask: the true m, (N, 1, H, W).
         floor: the least area, as a share of the picture, that is divided by: keeps the loss of an
             almost empty mask from exploding; above 0, at most 1.
-        scales: the mean over this many is returned: single pixels, 2x2 means, 4x4 means, ...
+        scales: at least 1; the mean over this many is returned: single pixels, 2x2 means, 4x4 means, ...
 
     Raises:
-        ValueError: the shapes do not belong together, the floor is out of range, or the picture is smaller than
-            2^(scales - 1) pixels.
+        ValueError: the shapes do not belong together, the floor or the scales are out of range, or a side is no
+            multiple of 2^(scales - 1) pixels.
     """
     check_pair(prediction, target)
     check_mask_shape(mask, target)
     if not 0 < floor <= 1:
         raise ValueError(f"floor must be above 0 and at most 1, got {floor}")
-    if scales < 1 or min(prediction.shape[-2:]) < 2 ** (scales - 1):
-        raise ValueError(f"scales must be at least 1 and pictures at least 2^(scales - 1) pixels a side, "
-                         f"got scales {scales} and {tuple(prediction.shape)}")
+    if scales < 1 or any(side % 2 ** (scales - 1) for side in prediction.shape[-2:]):
+        raise ValueError("scales must be at least 1 and pictures (N, C, H, W) with H and W multiples of "
+                         f"2^(scales - 1), got scales {scales} and {tuple(prediction.shape)}")
     weight = widen(mask)
     error = weight * (widen(prediction) - widen(target))
     area = weight.mean(dim=(1, 2, 3)).clamp_min(floor)

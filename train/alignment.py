@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from text2layer_core.atomic import write_tensors
-from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder
+from text2layer_core.autoencoder import AutoencoderConfig, CaT2IAutoencoder, with_background_decoder
 from text2layer_core.checkpoint import CheckpointError, one_line, parse_config
 from text2layer_core.compositing import blend
 from train.data import Source, expand
@@ -123,11 +123,13 @@ def start_as_flat(autoencoder: CaT2IAutoencoder, flat: ImageAutoencoder, coverag
 
     Args:
         autoencoder: all but its mask's head is overwritten.
-        flat: of the same config.
+        flat: of the same trunk.
         coverage: share of the picture that masks cover: the foreground's weight in the encoder's first layer.
     """
     state = {key: tensor for key, tensor in flat.state_dict().items() if not key.startswith("heads.")}
     state["encoder.conv_in.weight"] = layered_stem(state["encoder.conv_in.weight"], coverage)
+    if autoencoder.config.background_decoder:
+        state = with_background_decoder(state)
     autoencoder.load_state_dict(state, strict=False)
     head = cast("Mapping[str, Tensor]", flat.heads["composed"].state_dict())
     for name, own in autoencoder.heads.items():

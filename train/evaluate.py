@@ -80,8 +80,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "references": arguments.references, "judge": card,
         **{who: {name: asdict(figure) for name, figure in found.items()} for who, found in table.items()},
     }
-    traces = judge.traces(truth) if isinstance(judge, IconJudge) else {}
+    traces: dict[str, Interval] = {}
     if isinstance(judge, IconJudge):
+        traces = judge.traces(truth)
         report |= {"traces": {opacity: asdict(figure) for opacity, figure in traces.items()},
                    **judge.by_word(figures["model"])}
     (arguments.out / "report.json").write_text(json.dumps(_plain(report), indent=1), encoding="utf-8")

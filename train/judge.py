@@ -302,7 +302,7 @@ class IconJudge:
         }
 
     def traces(self, truth: TwoLayerImage) -> dict[str, Interval]:
-        """`leakage` of true backgrounds (n, ...) through which the true thing shows, by its opacity: what it measures.
+        """How faint a thing `leakage` sees: its share where the true thing is laid over true backgrounds, by opacity.
 
         Args:
             truth: the layers of the source's first n scenes.

@@ -61,7 +61,8 @@ class LossConfig:
         foreground_by_area: the foreground's L1 normalised by the mask's area (ours) instead of over the whole picture.
         foreground_outside: with foreground_by_area, weight of F's L1 over the whole picture (the padded colour).
         hidden_background: weight of B's L1 where the mask covers it, normalised by the mask's area (ours).
-        hidden_scales: of that L1: also of 2x2, 4x4, ... means (`losses.masked_l1`).
+        hidden_scales: number of scales of that L1: 1 is pixel by pixel, each further one of means over squares of twice
+            the side (`losses.masked_l1`).
         composition: weight of |I - compose(F^, B^, m^)| (ours).
         consistency: weight of |I^ - compose(F^, B^, m^)| (ours).
         uncertainty: the terms of F, B, I, the mask and the perceptual one count as exp(-s) L + s with learnt s
@@ -82,6 +83,11 @@ class LossConfig:
     consistency: float = 0.2
     uncertainty: bool = False
 
+    def __post_init__(self) -> None:
+        """Checks the number of scales."""
+        if self.hidden_scales < 1:
+            raise ValueError(f"losses: hidden_scales must be at least 1, got {self.hidden_scales}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTrainingConfig:
@@ -90,7 +96,7 @@ class AutoencoderTrainingConfig:
     Attributes:
         run: run folder, outside the checkout.
         cached: samples drawn once to disk and seen again in new orders; 0 draws every sample afresh.
-        frozen_encoder: train what decodes alone (with --init-from), so that a UNet trained on the latents still fits.
+        frozen_encoder: train only what decodes (with --init-from), so that a UNet trained on the latents still fits.
         latent_noise: most noise that the decoder gets on top of the posterior's, in standard deviations of a sample's
             latents, at a level for each sample between 0 and this. A UNet's latents are never exact: a decoder that
             has seen such ones leaves less of the thing in the background. 0 is the paper's.
@@ -117,6 +123,9 @@ class AutoencoderTrainingConfig:
         for name, value in (("cached", self.cached), ("latent_noise", self.latent_noise)):
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
+        if self.data.size % 2 ** (self.losses.hidden_scales - 1):
+            raise ValueError("data: size must be a multiple of 2^(losses.hidden_scales - 1), "
+                             f"got {self.data.size} and {self.losses.hidden_scales}")
 
 
 @dataclass

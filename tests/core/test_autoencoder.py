@@ -22,6 +22,7 @@ PLAIN = AutoencoderConfig(
     latent_channels=3, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, head_channels=8
 )
 PATCHED = dataclasses.replace(PLAIN, patch_size=2)
+TWO_DECODERS = dataclasses.replace(PATCHED, background_decoder=True)
 
 
 def random_stack(count: int = 2, height: int = 16, width: int = 24) -> Tensor:
@@ -44,7 +45,7 @@ def test_downscale_is_patch_times_levels(config: AutoencoderConfig, stride: int)
     assert config.downscale == stride
 
 
-@pytest.mark.parametrize("config", [PLAIN, PATCHED])
+@pytest.mark.parametrize("config", [PLAIN, PATCHED, TWO_DECODERS])
 def test_shapes_there_and_back(config: AutoencoderConfig) -> None:
     model = CaT2IAutoencoder(config).eval()
     stack = random_stack()
@@ -70,7 +71,7 @@ def test_without_the_auxiliary_head_there_is_no_predicted_composed() -> None:
 def test_a_decoder_for_the_background_moves_the_background_alone() -> None:
     """It starts as the shared one, which the others go on with."""
     shared = CaT2IAutoencoder(PATCHED).eval()
-    own = CaT2IAutoencoder(dataclasses.replace(PATCHED, background_decoder=True)).eval()
+    own = CaT2IAutoencoder(TWO_DECODERS).eval()
     own.load_state_dict(with_background_decoder(shared.state_dict()))
     latents = torch.randn(2, PATCHED.latent_channels, 2, 2, generator=torch.Generator().manual_seed(0))
     before, found = shared.decode_heads(latents), own.decode_heads(latents)
@@ -200,7 +201,7 @@ def test_wrong_configs(changes: dict[str, object], message: str) -> None:
         dataclasses.replace(PLAIN, **changes)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("config", [PLAIN, PATCHED])
+@pytest.mark.parametrize("config", [PLAIN, PATCHED, TWO_DECODERS])
 def test_folding_batch_norm_changes_nothing(config: AutoencoderConfig) -> None:
     """Against the model with its BatchNorm, statistics and scales away from their start."""
     torch.manual_seed(0)

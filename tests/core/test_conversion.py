@@ -309,6 +309,15 @@ def test_a_decoder_for_the_background_takes_the_same_weights(sd: AutoencoderKL, 
             assert torch.equal(own.state_dict()[f"background_decoder.{key}"], tensor), key
 
 
+def test_a_decoder_for_the_background_there_and_back(tiny_model: Text2LayerModel, tmp_path: Path) -> None:
+    own = CaT2IAutoencoder(replace(tiny_model.autoencoder.config, background_decoder=True))
+    to_diffusers(Text2LayerModel(own, None, None, tiny_model.schedule, {}), tmp_path / "alone")
+    found = from_diffusers(tmp_path / "alone").autoencoder
+    assert found.config == own.config
+    assert found.state_dict().keys() == own.state_dict().keys()
+    assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in own.state_dict().items())
+
+
 def test_older_diffusers_names_from_a_file(sd: AutoencoderKL, cat2i: CaT2IAutoencoder, tmp_path: Path) -> None:
     """The files of the SD VAEs on the hub call the attention's layers query, key, value and proj_attn."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

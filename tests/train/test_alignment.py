@@ -82,9 +82,10 @@ def test_training_brings_the_latents_near(
 
 
 @torch.no_grad()
-def test_it_starts_as_the_flat_one(flat: ImageAutoencoder) -> None:
+@pytest.mark.parametrize("background_decoder", [False, True])
+def test_it_starts_as_the_flat_one(flat: ImageAutoencoder, background_decoder: bool) -> None:
     """F = B: latents and pictures are the flat autoencoder's, by the patch stem too."""
-    autoencoder = CaT2IAutoencoder(flat.config).eval()
+    autoencoder = CaT2IAutoencoder(replace(flat.config, background_decoder=background_decoder)).eval()
     start_as_flat(autoencoder, flat, 0.3)
     picture, mask = torch.rand(2, 3, 16, 16), torch.rand(2, 1, 16, 16)
     found = autoencoder.encode_stack(torch.cat([picture, picture, mask], dim=1))

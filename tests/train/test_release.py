@@ -80,6 +80,8 @@ def test_a_decoder_for_the_background_is_taken(arguments: list[str], tmp_path: P
     finer = load_checkpoint(tmp_path / "model.safetensors").autoencoder
     own = CaT2IAutoencoder(replace(finer.config, background_decoder=True))
     own.load_state_dict(with_background_decoder(finer.state_dict()))
+    with torch.no_grad():
+        own.background_decoder.conv_in.weight.mul_(2)
     save_checkpoint(tmp_path / "finer.safetensors", Text2LayerModel(own, None, None, ScheduleConfig(), {"images": 20}))
     report = FIGURES | {"images": SEEN | {"decoder": 20}}
     (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")

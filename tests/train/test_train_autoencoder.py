@@ -238,6 +238,18 @@ def test_frozen_encoder_keeps_the_latents(values: dict[str, Any], background_dec
     assert trained.isdisjoint(frozen)
 
 
+@pytest.mark.parametrize(("scales", "message"), [
+    (0, "losses: hidden_scales must be at least 1, got 0"),
+    (7, r"size must be a multiple of 2\^\(losses.hidden_scales - 1\), got 32 and 7"),
+])
+def test_scales_that_do_not_fit_are_refused_before_anything_is_drawn(
+    values: dict[str, Any], scales: int, message: str
+) -> None:
+    values["losses"]["hidden_scales"] = scales
+    with pytest.raises(ValueError, match=message):
+        config_of(values)
+
+
 def test_exported_ema_decodes_as_the_ema(values: dict[str, Any]) -> None:
     """The export holds the EMA's weights, halved in precision, and BatchNorm's statistics of the last step."""
     run, task = make(config_of(values))
