@@ -34,8 +34,7 @@ def take_decoder(model: Text2LayerModel, finer: Text2LayerModel) -> None:
     encoder = [key for key in ours if key.startswith(("encoder.", "quant_conv."))]
     config = replace(finer.autoencoder.config, background_decoder=model.autoencoder.config.background_decoder)
     if config != model.autoencoder.config or not all(torch.equal(ours[key], theirs[key]) for key in encoder):
-        raise ValueError("--autoencoder must have the model's own encoder (train it with frozen_encoder), got "
-                         "another")
+        raise ValueError("--autoencoder must have the model's own encoder (train it with frozen_encoder), got another")
     model.autoencoder = finer.autoencoder
     model.card["autoencoder"] = finer.card
 
